@@ -1,0 +1,1 @@
+"""Syncline: push records, follow changes, hold exact copies."""

@@ -1,0 +1,1 @@
+"""The Syncline server: applies pushed records to a store and streams the changes."""

@@ -1,0 +1,1 @@
+"""Datasets, sources, keys and schemas."""

@@ -1,0 +1,1 @@
+"""Exact copies: tokens, the ring of newest frames, subscription loops."""

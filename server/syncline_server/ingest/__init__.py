@@ -1,0 +1,1 @@
+"""The write path: check records, queue commits, commit in groups; sessions."""

@@ -1,0 +1,1 @@
+"""Wake-ups from commits to subscriptions."""
