@@ -275,7 +275,6 @@ class SessionCommit:
     """The number of accepted calls that the closer knows of."""
     guard: "MassDeleteGuard | None"
     """None: allowed to delete anything."""
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +302,8 @@ class Commit:
     write: Upserts | Deletes | SessionCommit
     reason: Reason = Reason.API
     partial: bool = False
+    dry_run: bool = False
+    """Tell the verdict and change nothing; the identity is neither looked up nor kept."""
     identity: RequestIdentity | None = None
     key_id: str = ""
     """Who did it, kept with the commit."""

@@ -231,9 +231,10 @@ class Store(ABC):
           records of other sources are anything else.
         * a SessionCommit applies the staged actions in their order and, in REPLACE mode, deletes what the source
           holds beyond them (reason REPLACE), by a set-based difference. Unchanged records keep their
-          revision. FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) leave the session open. With
-          ``dry_run`` it only counts.
+          revision. FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) leave the session open.
         * the source's last-received time is set, also when nothing changed.
+
+        A commit with ``dry_run`` goes through all of it, reports what would become of it, and changes nothing.
         """
 
     @abstractmethod

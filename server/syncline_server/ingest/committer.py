@@ -1,0 +1,139 @@
+"""The commit queue: everything that waits is committed together and shares one wait for the disk.
+
+Callers put a finished ``Commit`` into the queue and wait for its verdict. One task takes whatever has gathered
+while the last group was being written, hands it to the store in one call, tells the feed, then answers. A
+caller that gives up only stops waiting (hazard F30): if its commit is still queued it is dropped, if it is
+with the store it is carried out.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
+from syncline_server.model import Commit, CommitResult
+from syncline_server.notify.abc import Notifier
+from syncline_server.store.abc import GroupResult, Store
+
+MAX_GROUP_COMMITS: Final = 512
+MAX_GROUP_BYTES: Final = 8 << 20
+"""A group is held in memory by the store's thread and delays the first in it by its whole length."""
+RETRY_AFTER_SECONDS: Final = 0.2
+
+GroupObserver = Callable[[Sequence[Commit], GroupResult], None]
+
+_Entry = tuple[Commit, "asyncio.Future[CommitResult]"]
+
+
+class Committer:
+    """Queues commits and writes them in groups. ``running`` owns its task."""
+
+    def __init__(
+        self, store: Store, notifier: Notifier, *, max_queue_bytes: int = 64 << 20, observe: GroupObserver | None = None
+    ) -> None:
+        self._store = store
+        self._notifier = notifier
+        self._max_queue_bytes = max_queue_bytes
+        self._observe = observe
+        self._queue: deque[_Entry] = deque()
+        self._queued_bytes = 0
+        self._wake = asyncio.Event()
+        self._closed = True
+
+    @property
+    def queued_commits(self) -> int:
+        """Number of commits that wait."""
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Weight of the commits that wait."""
+        return self._queued_bytes
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Take commits while the block lasts; on leaving, refuse new ones and finish those that wait."""
+        self._closed = False
+        writer = asyncio.create_task(self._write_groups(), name="committer")
+        try:
+            yield
+        finally:
+            self.close()
+            await writer
+
+    def close(self) -> None:
+        """Refuse commits from now on. Those in the queue are still written."""
+        self._closed = True
+        self._wake.set()
+
+    async def commit(self, commit: Commit) -> CommitResult:
+        """Queue a commit and wait for its verdict.
+
+        Raises what the store raises for this commit, ResourceExhausted(OVERLOADED) when the queue is full, and
+        Unavailable(SHUTTING_DOWN).
+        """
+        if self._closed:
+            raise Unavailable("SHUTTING_DOWN", "the server is shutting down", retry_after_seconds=1)
+        if self._queue and self._queued_bytes + commit.size_bytes > self._max_queue_bytes:
+            raise ResourceExhausted(
+                "OVERLOADED",
+                f"{self._queued_bytes} bytes of commits wait for the disk already; nothing was done",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        verdict: asyncio.Future[CommitResult] = asyncio.get_running_loop().create_future()
+        self._queue.append((commit, verdict))
+        self._queued_bytes += commit.size_bytes
+        self._wake.set()
+        return await verdict
+
+    async def _write_groups(self) -> None:
+        while True:
+            if not self._queue:
+                if self._closed:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            group = self._take_group()
+            if group:
+                await self._write(group)
+
+    def _take_group(self) -> list[_Entry]:
+        group: list[_Entry] = []
+        size = 0
+        while self._queue and len(group) < MAX_GROUP_COMMITS:
+            commit, verdict = self._queue[0]
+            if group and size + commit.size_bytes > MAX_GROUP_BYTES:
+                break
+            self._queue.popleft()
+            self._queued_bytes -= commit.size_bytes
+            if verdict.done():  # its caller has gone, and nothing has been done for it yet
+                continue
+            size += commit.size_bytes
+            group.append((commit, verdict))
+        return group
+
+    async def _write(self, group: list[_Entry]) -> None:
+        commits = [commit for commit, _ in group]
+        try:
+            written = await self._store.commit(commits)
+        except Exception as error:  # noqa: BLE001 - every caller gets it, and the queue must live on
+            for _, verdict in group:
+                _fail(verdict, error)
+            return
+        for appended in written.appended:
+            self._notifier.announce(appended)
+        for (_, verdict), result in zip(group, written.results, strict=True):
+            if isinstance(result, SynclineError):
+                _fail(verdict, result)
+            elif not verdict.done():
+                verdict.set_result(result)
+        if self._observe is not None:
+            self._observe(commits, written)
+
+
+def _fail(verdict: "asyncio.Future[CommitResult]", error: Exception) -> None:
+    if not verdict.done():
+        verdict.set_exception(error)
