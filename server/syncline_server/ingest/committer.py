@@ -31,7 +31,12 @@ class Committer:
     """Queues commits and writes them in groups. ``running`` owns its task."""
 
     def __init__(
-        self, store: Store, notifier: Notifier, *, max_queue_bytes: int = 64 << 20, observe: GroupObserver | None = None
+        self,
+        store: Store,
+        notifier: Notifier,
+        *,
+        max_queue_bytes: int = 64 << 20,
+        observe: GroupObserver | None = None,
     ) -> None:
         self._store = store
         self._notifier = notifier

@@ -6,8 +6,8 @@ same time: a call that names its ``sequence`` waits for its predecessor to be ha
 
 import asyncio
 import uuid
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -115,7 +115,13 @@ class Sessions:
             create_time_us=now_us,
             active_time_us=now_us,
         )
-        return session if validate_only else await self._store.open_session(session, identity=identity)
+        if validate_only:
+            return session
+        for superseded in [
+            key for key, line in self._lines.items() if line.session.source_number == session.source_number
+        ]:
+            del self._lines[superseded]
+        return await self._store.open_session(session, identity=identity)
 
     async def get(self, principal: Principal, dataset_id: str, source_id: str, session_id: str) -> Session:
         """Read an open session. Raises PermissionDenied(SESSION_INVALID) for anything else."""
@@ -235,11 +241,9 @@ class Sessions:
         """
         async with line.moved:
             if sequence > line.next:
-                try:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(PREDECESSOR_WAIT_SECONDS):
                         await line.moved.wait_for(lambda: sequence <= line.next)
-                except TimeoutError:
-                    pass
             yield
             line.next = max(line.next, sequence + 1) if sequence else line.next + 1
             line.moved.notify_all()
@@ -253,10 +257,7 @@ class Sessions:
         sequence: int,
         identity: RequestIdentity | None,
     ) -> "asyncio.Task[WriteReport]":
-        """Queue the call with the store now; the answer is awaited outside the turn.
-
-        As a task of its own, so that a caller that gives up does not undo the order (F30).
-        """
+        """Start the call, which queues it with the store in the order of starting; await it outside the turn."""
         if session.mode is SessionMode.STREAM:
             work = self._commit_call(principal, target, session, prepared, sequence, identity)
         else:

@@ -203,7 +203,9 @@ class WritePath:
             )
         return Target(opened=opened, source=source, reader=self._reader(opened))
 
-    async def prepare(self, target: Target, action: Action, *, report_violations: bool = False) -> PreparedWrite:
+    async def prepare(
+        self, target: Target, action: Action, *, report_violations: bool = False
+    ) -> PreparedWrite:
         """Check what was posted and bring it into the form that the store takes.
 
         Raises InvalidArgument(RECORD_INVALID) with every violation, unless the action is partial or violations

@@ -1,0 +1,185 @@
+"""The commit queue: grouping, verdicts, overload, callers that give up, clean stop."""
+
+import asyncio
+
+import pytest
+
+from syncline_server.errors import Aborted, ResourceExhausted, Unavailable
+from syncline_server.ingest import committer as committer_module
+from syncline_server.ingest.committer import Committer
+from syncline_server.model import Appended, Commit, CommitResult, Deletes, Head
+from syncline_server.notify.local import LocalNotifier
+from syncline_server.store.abc import GroupResult
+
+
+class GatedStore:
+    """Records the groups that it is given; each waits until it is let through."""
+
+    def __init__(self):
+        self.groups = []
+        self.gate = asyncio.Event()
+        self.verdicts = {}
+        self.failure = None
+
+    async def commit(self, commits, *, carry_changes=10_000):
+        self.groups.append([c.key_id for c in commits])
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        results = [self.verdicts.get(c.key_id) or CommitResult(revision=i + 1, changed=True, statuses=b"") for i, c in enumerate(commits)]
+        appended = Appended(dataset_number=1, from_revision=0, head=Head(revision=len(commits)), changes=None)
+        return GroupResult(results=results, appended=[appended], transaction_seconds=0.0, sync_seconds=0.0)
+
+
+def commit(name, size=100):
+    return Commit(dataset_number=1, generation=1, source_number=1, write=Deletes(record_ids=["x"]), key_id=name, size_bytes=size)
+
+
+async def queue(committer, *names, size=100):
+    tasks = [asyncio.create_task(committer.commit(commit(name, size))) for name in names]
+    while committer.queued_commits < len(names):
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.fixture
+def store():
+    return GatedStore()
+
+
+@pytest.fixture
+def notifier():
+    return LocalNotifier()
+
+
+async def blocked(committer, store):
+    """Put one commit into the store's hands, so that what follows gathers in the queue."""
+    first = asyncio.create_task(committer.commit(commit("first")))
+    while not store.groups:
+        await asyncio.sleep(0)
+    return first
+
+
+async def test_commits_that_wait_become_one_group(store, notifier):
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b", "c")
+        store.gate.set()
+        results = await asyncio.gather(first, *tasks)
+
+    assert store.groups == [["first"], ["a", "b", "c"]]
+    assert [r.revision for r in results] == [1, 1, 2, 3]
+
+
+async def test_each_commit_gets_its_own_verdict(store, notifier):
+    store.verdicts["b"] = Aborted("CONDITION_FAILED", "no")
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b", "c")
+        store.gate.set()
+        await first
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(r) for r in results] == [CommitResult, Aborted, CommitResult]
+
+
+async def test_feed_hears_before_the_callers_do_and_only_after_the_store(store, notifier):
+    order = []
+    notifier.listen(lambda appended: order.append(("announced", appended.head.revision)))
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        first.add_done_callback(lambda _: order.append(("answered", 1)))
+        assert order == []
+        store.gate.set()
+        await first
+        await asyncio.sleep(0)
+
+    assert order == [("announced", 1), ("answered", 1)]
+
+
+async def test_f30_a_caller_that_gives_up_in_the_queue_is_dropped(store, notifier):
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        gone, stays = await queue(committer, "gone", "stays")
+        gone.cancel()
+        await asyncio.wait([gone])
+        store.gate.set()
+        await asyncio.gather(first, stays)
+
+    assert store.groups == [["first"], ["stays"]]
+    assert committer.queued_bytes == 0
+
+
+async def test_f30_a_caller_that_gives_up_with_the_store_does_not_stop_the_group(store, notifier):
+    announced = []
+    notifier.listen(announced.append)
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        first.cancel()
+        await asyncio.wait([first])
+        store.gate.set()
+        after = await committer.commit(commit("after"))
+
+    assert after.revision == 1
+    assert len(announced) == 2
+
+
+async def test_g18_a_full_queue_refuses_with_a_retry_hint(store, notifier):
+    committer = Committer(store, notifier, max_queue_bytes=250)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b")
+        with pytest.raises(ResourceExhausted) as refused:
+            await committer.commit(commit("c"))
+        store.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    assert refused.value.reason == "OVERLOADED"
+    assert refused.value.retry_after_seconds > 0
+    assert ["c"] not in store.groups
+
+
+async def test_groups_are_bounded_in_bytes(store, notifier, monkeypatch):
+    monkeypatch.setattr(committer_module, "MAX_GROUP_BYTES", 250)
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b", "c", "large", "d")
+        store.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    assert store.groups == [["first"], ["a", "b"], ["c", "large"], ["d"]]
+
+
+async def test_a_failed_group_fails_all_its_callers_and_the_queue_lives_on(store, notifier):
+    store.failure = Unavailable("STORE_UNAVAILABLE", "the disk is gone")
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b")
+        store.gate.set()
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        store.failure = None
+        after = await committer.commit(commit("after"))
+
+    assert [type(r) for r in results] == [Unavailable] * 3
+    assert after.revision == 1
+
+
+async def test_g20_stopping_writes_what_waits_and_refuses_what_comes(store, notifier):
+    committer = Committer(store, notifier)
+    async with committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b")
+        committer.close()
+        with pytest.raises(Unavailable) as refused:
+            await committer.commit(commit("late"))
+        store.gate.set()
+
+    assert refused.value.reason == "SHUTTING_DOWN"
+    assert [r.changed for r in await asyncio.gather(first, *tasks)] == [True] * 3
