@@ -1,0 +1,7 @@
+"""Plugins, one concern each; see their docstrings."""
+
+pytest_plugins = [
+    "fixtures.fix_asyncio",
+    "fixtures.fix_leaks",
+    "fixtures.fix_secrets",
+]
