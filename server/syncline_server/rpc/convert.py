@@ -1,20 +1,25 @@
 """Requests to values: shape checks that collect everything wrong into one BadRequest, names, request ids."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from enum import IntEnum
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from google.api import field_behavior_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from syncline import names
 from syncline.v1 import push_service_pb2, record_pb2
-
 from syncline_server.clock import Clock
-from syncline_server.errors import FailedPrecondition, InvalidArgument
-from syncline_server.model import Condition, RequestIdentity, Violation
+from syncline_server.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
+from syncline_server.model import Condition, Principal, RequestIdentity, Violation
+
+_Enum = TypeVar("_Enum", bound=IntEnum)
 
 MAX_AHEAD_US: Final = 3_600_000_000
 """A request id from further in the future comes from a broken clock, and would be remembered too long."""
@@ -60,7 +65,7 @@ def begin(request: Message) -> Problems:
     return problems
 
 
-def _required_checks(message: Descriptor, above: tuple[Descriptor, ...]) -> tuple[_Check, ...]:
+def _required_checks(message: Any, above: tuple[Any, ...]) -> tuple[_Check, ...]:
     checks: list[_Check] = []
     for field in message.fields:
         required = (
@@ -156,6 +161,17 @@ def new_id(resource_id: str, name: str, expected_name: str, problems: Problems, 
         problems.add(f"{field}.name", f"must be empty or {expected_name!r}")
 
 
+def enum_of(kind: type[_Enum], number: int, problems: Problems, field: str) -> _Enum | None:
+    """Member with this number; None for 0, and for numbers of a newer protocol, which are noted."""
+    if not number:
+        return None
+    try:
+        return kind(number)
+    except ValueError:
+        problems.add(field, f"is {number}, which this server does not know")
+        return None
+
+
 # -- times ------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +240,47 @@ class RequestIds:
         return RequestIdentity(
             request_id=request_id.lower(), fingerprint=fingerprint.digest(), time_us=made_us
         )
+
+
+# -- rights and waiting ------------------------------------------------------------------------------------
+
+
+def check_may_read(principal: Principal, dataset_id: str) -> None:
+    """Raise PermissionDenied unless this key may read the dataset; absent and forbidden look the same."""
+    if not principal.may_read(dataset_id):
+        raise PermissionDenied(
+            "PERMISSION_DENIED", f"this key may not read dataset {dataset_id!r}, or there is no such dataset"
+        )
+
+
+def check_revision(min_revision: int, problems: Problems) -> None:
+    """Note a revision to wait for that no dataset can reach."""
+    if min_revision < 0:
+        problems.add("min_revision", "must not be negative")
+
+
+@asynccontextmanager
+async def answering(context: Any, min_revision: int, *, longest_seconds: float) -> AsyncIterator[None]:
+    """Give up on ``min_revision`` a little before the caller would, so that it learns why.
+
+    Raises Unavailable(REVISION_NOT_REACHED). Does nothing when there is no revision to wait for.
+    """
+    if not min_revision:
+        yield
+        return
+    left: float | None = context.time_remaining()
+    seconds = longest_seconds if left is None else min(longest_seconds, left * 0.9 - 0.02)
+    try:
+        async with asyncio.timeout(max(0.0, seconds)) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise Unavailable(
+            "REVISION_NOT_REACHED",
+            f"the dataset did not reach revision {min_revision} in time",
+            min_revision=min_revision,
+        ) from None
 
 
 # -- records ----------------------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from syncline.v1 import feed_pb2
+from syncline.v1.sync_service_pb2 import SubscribeResponse
 from syncline_server.feed.abc import EventEncoder
 from syncline_server.model import Changes, Head, ResetReason
 from syncline_server.rpc.convert import timestamp
-from syncline.v1 import feed_pb2
-from syncline.v1.sync_service_pb2 import SubscribeResponse
 
 
 class ProtobufEncoder(EventEncoder):

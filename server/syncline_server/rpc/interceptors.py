@@ -109,7 +109,9 @@ class Edge:
                     request = parse(data)
                 except DecodeError:
                     raise _unreadable() from None
-                response: bytes = serialise(await behaviour(request, context))
+                response: bytes = await behaviour(request, context)
+                if type(response) is not bytes:  # what is shared is serialised already
+                    response = serialise(response)
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:
@@ -138,7 +140,7 @@ class Edge:
                     raise _unreadable() from None
                 async with self._streams.open(entered), aclosing(behaviour(request, context)) as messages:
                     async for message in messages:
-                        await context.write(message if serialise is None else serialise(message))
+                        await context.write(message if type(message) is bytes else serialise(message))
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:

@@ -1,0 +1,67 @@
+"""SyncService: exact copies. What it sends was serialised once, by the feed, for everybody."""
+
+# ruff: noqa: N802 - methods are named by the proto
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from syncline.v1 import sync_service_pb2 as pb
+from syncline.v1.sync_service_pb2_grpc import SyncServiceServicer
+from syncline_server.catalog.catalog import Catalog
+from syncline_server.errors import Unavailable
+from syncline_server.feed.feed import Feed
+from syncline_server.rpc.calls import allow_while, caller
+from syncline_server.rpc.convert import answering, begin, check_may_read, check_revision, dataset_of
+
+
+class SyncService(SyncServiceServicer):
+    """See the proto."""
+
+    def __init__(self, catalog: Catalog, feed: Feed, *, revision_wait_seconds: float) -> None:
+        self._catalog = catalog
+        self._feed = feed
+        self._revision_wait_seconds = revision_wait_seconds
+
+    async def Sync(self, request: pb.SyncRequest, context: Any) -> Any:
+        """One page of what changed since a token, serialised."""
+        problems = begin(request)
+        dataset_id = dataset_of(request.dataset, problems)
+        check_revision(request.min_revision, problems)
+        if request.page_size < 0:
+            problems.add("page_size", "must not be negative")
+        problems.raise_any()
+        check_may_read(caller(), dataset_id)
+        opened = await self._catalog.dataset(dataset_id)
+        async with answering(context, request.min_revision, longest_seconds=self._revision_wait_seconds):
+            events, token = await self._feed.sync(
+                opened.dataset,
+                request.token,
+                min_revision=request.min_revision,
+                page_size=request.page_size,
+            )
+        # Joined bytes are joined messages, and the field of the events is the feed's.
+        return events + pb.SyncResponse(token=token).SerializeToString()
+
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> AsyncIterator[Any]:
+        """The same, followed live; serialised."""
+        del context
+        problems = begin(request)
+        dataset_id = dataset_of(request.dataset, problems)
+        check_revision(request.min_revision, problems)
+        if request.HasField("from_now") and not request.from_now:
+            problems.add("from_now", "cannot be false: leave it out to start from nothing")
+        problems.raise_any()
+        check_may_read(caller(), dataset_id)
+        allow_while(lambda principal: principal.may_read(dataset_id))
+        opened = await self._catalog.dataset(dataset_id)
+        frames = self._feed.subscribe(
+            opened.dataset,
+            token=request.token,
+            from_now=request.from_now,
+            min_revision=request.min_revision,
+        )
+        async with aclosing(frames):
+            async for frame in frames:
+                yield frame
+        raise Unavailable("SHUTTING_DOWN", "the server is shutting down; connect again with the last token")
