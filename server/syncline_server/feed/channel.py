@@ -1,0 +1,192 @@
+"""What the subscribers of one dataset share: ring, pages, wake-ups, and what is known of the head."""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+from typing import Final
+
+from syncline_server.feed import tokens
+from syncline_server.feed.frames import Frame, FrameMaker
+from syncline_server.feed.progress import Progress
+from syncline_server.feed.ring import FrameCache, Ring
+from syncline_server.feed.settings import FeedSettings
+from syncline_server.feed.tokens import Position
+from syncline_server.metrics import Metrics
+from syncline_server.model import Appended, Page
+from syncline_server.store.abc import Store
+
+_WAKE_AT_ONCE: Final = 256
+"""Waiters woken in one turn of the event loop, so that ten thousand do not hold up everything else."""
+
+
+class Channel:
+    """One dataset that is followed."""
+
+    def __init__(
+        self, store: Store, dataset_number: int, maker: FrameMaker, settings: FeedSettings, metrics: Metrics
+    ) -> None:
+        self.maker = maker
+        self.ring = Ring(
+            maker,
+            max_bytes=settings.ring_bytes,
+            max_frames=settings.ring_frames,
+            max_frame_bytes=settings.frame_bytes,
+        )
+        self.shared = FrameCache(max_bytes=settings.shared_bytes, max_frames=settings.ring_frames)
+        self.known_revision = 0
+        """Newest revision heard of. Wrong at worst until a page is read."""
+        self.followers: set[Progress] = set()
+        self.users = 0
+        """Calls that hold on to this; at 0 it may go."""
+        self.left_at = 0.0
+        """When the last of them left, on the monotonic clock."""
+        self._store = store
+        self._dataset_number = dataset_number
+        self._metrics = metrics
+        self._reads: dict[Position | None, asyncio.Task[Frame]] = {}
+        self._tasks: set[asyncio.Task[Frame]] = set()
+        self._waiters: dict[asyncio.Future[None], None] = {}
+        self._to_wake: deque[asyncio.Future[None]] = deque()
+
+    # -- what is heard ------------------------------------------------------------------------------------
+
+    def take(self, appended: Appended) -> None:
+        """Hear of a group of commits. It is encoded here, once, if anybody follows."""
+        if self.followers:
+            self.ring.append(appended)
+        else:
+            self.ring.skip_to(appended.head)
+        self.hear(appended.head.revision)
+
+    def hear(self, revision: int) -> None:
+        """Hear that the dataset has reached a revision."""
+        if revision > self.known_revision:
+            self.known_revision = revision
+            self.wake()
+
+    def drop(self) -> None:
+        """Forget everything kept; whoever follows looks into the store next."""
+        self.ring.clear()
+        self.shared.clear()
+        self._reads.clear()
+        for progress in self.followers:
+            progress.doubt()
+        self.wake()
+
+    @property
+    def lag_revisions(self) -> int:
+        """How far behind the slowest follower is."""
+        revisions = (0 if p.position is None else p.position.revision for p in self.followers)
+        return max((self.known_revision - revision for revision in revisions), default=0)
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def wait(self) -> asyncio.Future[None]:
+        """Register for the next wake-up, at once. Await the result, and ``forget`` it in any case."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        return waiter
+
+    def forget(self, waiter: asyncio.Future[None]) -> None:
+        """Take back a ``wait``."""
+        self._waiters.pop(waiter, None)
+
+    def wake(self) -> None:
+        """Wake all who wait."""
+        if not self._waiters:
+            return
+        under_way = bool(self._to_wake)
+        self._to_wake.extend(self._waiters)
+        self._waiters.clear()
+        if not under_way:
+            self._wake_some()
+
+    def _wake_some(self) -> None:
+        for _ in range(min(_WAKE_AT_ONCE, len(self._to_wake))):
+            waiter = self._to_wake.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def start_read(self, progress: Progress) -> asyncio.Task[Frame]:
+        """Begin to read what follows, or join a read that is under way from the same position."""
+        return self._reads.get(progress.position) or self._begin(progress)
+
+    async def finish_read(self, progress: Progress, task: asyncio.Task[Frame]) -> Frame:
+        """Frame of a read. Raises NotFound(DATASET_NOT_FOUND) and the store's troubles."""
+        frame = await asyncio.shield(task)
+        if frame.head.revision < progress.floor_revision:
+            # It was begun before this subscriber came; one begun now sees what the subscriber may have seen.
+            frame = await asyncio.shield(self._begin(progress))
+        return frame
+
+    def _begin(self, progress: Progress) -> asyncio.Task[Frame]:
+        position = progress.position
+        task = asyncio.get_running_loop().create_task(
+            self._read(position, progress.page_changes, progress.page_bytes)
+        )
+        self._reads[position] = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._end(position, done))
+        return task
+
+    def _end(self, position: Position | None, task: asyncio.Task[Frame]) -> None:
+        self._tasks.discard(task)
+        if self._reads.get(position) is task:
+            del self._reads[position]
+        if not task.cancelled():
+            task.exception()  # whoever awaited it has it; all of them may be gone
+
+    async def _read(self, start: Position | None, max_changes: int, max_bytes: int) -> Frame:
+        known_revision = self.known_revision
+        page = await read_page(
+            self._store, self._dataset_number, start, max_changes=max_changes, max_bytes=max_bytes
+        )
+        if self.known_revision == known_revision:
+            # Nothing was heard meanwhile, so the page knows better, also when it knows of less.
+            self.known_revision = page.head.revision
+        self._metrics.ring_misses.inc()
+        frame = judge_page(self.maker, start, page, self._store.info.histories)
+        if frame.reset is None and frame.start != frame.end:
+            self.shared.add(frame)
+        if self.ring.head is None:
+            self.ring.skip_to(page.head)
+        return frame
+
+    async def aclose(self) -> None:
+        """Cancel the reads under way."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_page(
+    store: Store, dataset_number: int, start: Position | None, *, max_changes: int, max_bytes: int
+) -> Page:
+    """Read the page that follows ``start``, with what is needed to judge it."""
+    return await store.read_changes(
+        dataset_number,
+        after=0 if start is None else start.position,
+        max_changes=max_changes,
+        max_bytes=max_bytes,
+        seen_revision=0 if start is None else start.seen_revision,
+    )
+
+
+def judge_page(maker: FrameMaker, start: Position | None, page: Page, histories: Collection[bytes]) -> Frame:
+    """Frame of a page, or of the reset that it calls for."""
+    if start is not None:
+        reason = tokens.judge(
+            start,
+            origin=maker.origin,
+            histories=histories,
+            head=page.head,
+            seen_commit_id=page.seen_commit_id,
+        )
+        if reason is not None:
+            return maker.reset(start, reason, page.head)
+    return maker.page(start, page)

@@ -1,0 +1,324 @@
+"""The feed: pages, subscriptions, and waiting for revisions."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Iterator
+from typing import Final
+
+from syncline_server.clock import Clock
+from syncline_server.errors import NotFound, SynclineError, Unavailable
+from syncline_server.feed import tokens
+from syncline_server.feed.abc import EventEncoder
+from syncline_server.feed.channel import Channel, judge_page, read_page
+from syncline_server.feed.frames import FrameMaker
+from syncline_server.feed.progress import Progress
+from syncline_server.feed.settings import FeedSettings
+from syncline_server.feed.subscription import Subscription
+from syncline_server.feed.tokens import Origin, Position
+from syncline_server.metrics import Metrics
+from syncline_server.model import Appended, Dataset, ResetReason
+from syncline_server.notify.abc import Notifier
+from syncline_server.store.abc import Store
+
+_JITTER: Final = 0.1
+"""Checkpoints of many subscribers that came together spread out over ± 10 %."""
+
+_TICKS: Final = 40
+"""Looks for due checkpoints per interval; each delays one by at most a fortieth."""
+
+
+class Feed:
+    """Serves copies of the datasets of one store. Works inside ``run``."""
+
+    def __init__(
+        self,
+        store: Store,
+        notifier: Notifier,
+        clock: Clock,
+        encoder: EventEncoder,
+        settings: FeedSettings | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._store = store
+        self._notifier = notifier
+        self._clock = clock
+        self._encoder = encoder
+        self._settings = settings or FeedSettings()
+        self._metrics = metrics or Metrics()
+        self._channels: dict[int, Channel] = {}
+        self._subscriptions: set[Subscription] = set()
+        self._revision_waiters: dict[int, set[asyncio.Future[None]]] = {}
+        self._draining = False
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncGenerator["Feed"]:
+        """Listen for commits and keep time until the block is left."""
+        stop_listening = self._notifier.listen(self._on_appended)
+        async with asyncio.TaskGroup() as tasks:
+            timers = (tasks.create_task(self._keep_time()), tasks.create_task(self._keep_looking()))
+            try:
+                yield self
+            finally:
+                stop_listening()
+                for timer in timers:
+                    timer.cancel()
+                for channel in self._channels.values():
+                    await channel.aclose()
+
+    # -- for callers --------------------------------------------------------------------------------------
+
+    async def sync(
+        self,
+        dataset: Dataset,
+        token: bytes,
+        *,
+        min_revision: int = 0,
+        page_size: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> tuple[bytes, bytes]:
+        """One page after a token: its events, and the token to go on with.
+
+        A token that cannot be continued gives a reset and the first page of a new copy. ``page_size`` 0 or
+        above the setting: the setting. Raises InvalidArgument(TOKEN_INVALID), NotFound(DATASET_NOT_FOUND),
+        Unavailable(REVISION_NOT_REACHED).
+        """
+        maker = self._maker(dataset)
+        start = self._decode(token)
+        if min_revision > dataset.head.revision:
+            await self.wait_revision(dataset.number, min_revision, timeout_seconds=timeout_seconds)
+        limit = self._settings.page_changes
+        frames = []
+        if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
+            frames.append(maker.reset(start, reason, dataset.head))
+            start = None
+        while not frames or frames[-1].end is None:
+            page = await read_page(
+                self._store,
+                dataset.number,
+                start,
+                max_changes=min(page_size or limit, limit),
+                max_bytes=self._settings.page_bytes,
+            )
+            frames.append(judge_page(maker, start, page, self._store.info.histories))
+            start = frames[-1].end
+            if channel := self._channels.get(dataset.number):
+                channel.hear(page.head.revision)
+        assert start is not None
+        for frame in frames:
+            self._count_reset(frame.reset)
+        return b"".join(frame.body for frame in frames), maker.token(start)
+
+    async def subscribe(
+        self, dataset: Dataset, *, token: bytes = b"", from_now: bool = False, min_revision: int = 0
+    ) -> AsyncGenerator[bytes]:
+        """Messages that bring a copy from the token (empty: from nothing) to the head and keep it there.
+
+        With ``from_now`` the first event is a checkpoint at the head. Ends after a last checkpoint when the
+        feed is drained. Close the iterator (``contextlib.aclosing``) when it is not read to its end.
+        Raises InvalidArgument(TOKEN_INVALID), NotFound(DATASET_NOT_FOUND), Unavailable(SHUTTING_DOWN).
+        """
+        start = self._decode(token)
+        if min_revision > dataset.head.revision:
+            await self._reach(dataset.number, min_revision)
+        self._refuse_when_draining()
+        with self._channel(dataset) as channel:
+            progress = Progress(
+                start,
+                settings=self._settings,
+                floor_revision=max(min_revision, channel.known_revision, dataset.head.revision),
+            )
+            if from_now:
+                head = await self._store.read_head(dataset.number)
+                progress.position = tokens.at_head(channel.maker.origin, head)
+                progress.confirm(head)
+            elif start is not None:
+                reason = self._judge_origin(start, channel.maker.origin)
+                if reason is not None:
+                    frame = channel.maker.reset(start, reason, dataset.head)
+                    progress.take(frame)
+                    self._count_reset(reason)
+                    yield frame.body
+                else:
+                    _try_ring(channel, progress, start)
+            with self._following(channel, progress) as subscription:
+                async with contextlib.aclosing(subscription.messages()) as messages:
+                    async for message in messages:
+                        yield message
+
+    async def wait_revision(
+        self, dataset_number: int, revision: int, *, timeout_seconds: float | None = None
+    ) -> None:
+        """Return when the dataset has reached a revision.
+
+        ``timeout_seconds`` None: the setting. Raises Unavailable(REVISION_NOT_REACHED or SHUTTING_DOWN),
+        NotFound(DATASET_NOT_FOUND).
+        """
+        if timeout_seconds is None:
+            timeout_seconds = self._settings.revision_wait_seconds
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._reach(dataset_number, revision)
+        except TimeoutError:
+            raise Unavailable(
+                "REVISION_NOT_REACHED",
+                f"the dataset did not reach revision {revision} within {timeout_seconds:g} s",
+                min_revision=revision,
+            ) from None
+
+    def drain(self) -> None:
+        """End every subscription after a last checkpoint, and take no new one."""
+        self._draining = True
+        for subscription in self._subscriptions:
+            subscription.drain()
+        for dataset_number in self._revision_waiters:
+            self._wake_revision_waiters(dataset_number)
+
+    def dropped(self, dataset_number: int) -> None:
+        """Hear that a dataset was deleted or its records re-keyed: forget what is kept of it."""
+        if channel := self._channels.get(dataset_number):
+            channel.drop()
+        self._wake_revision_waiters(dataset_number)
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _maker(self, dataset: Dataset) -> FrameMaker:
+        info = self._store.info
+        origin = Origin(store_id=info.store_id, history_id=info.history_id, incarnation=dataset.incarnation)
+        return FrameMaker(self._encoder, origin, info.token_secret)
+
+    def _decode(self, token: bytes) -> Position | None:
+        if not token:
+            return None
+        info = self._store.info
+        return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
+
+    def _judge_origin(self, start: Position, origin: Origin) -> ResetReason | None:
+        return tokens.judge_origin(start, origin=origin, histories=self._store.info.histories)
+
+    def _count_reset(self, reason: ResetReason | None) -> None:
+        if reason is not None:
+            self._metrics.resets[reason].inc()
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again")
+
+    async def _reach(self, dataset_number: int, revision: int) -> None:
+        waiters = self._revision_waiters.setdefault(dataset_number, set())
+        while True:
+            self._refuse_when_draining()
+            # Registered before the look, so that a commit between the two is not missed.
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters.add(waiter)
+            try:
+                if (await self._store.read_head(dataset_number)).revision >= revision:
+                    return
+                await waiter
+            finally:
+                waiters.discard(waiter)
+                if not waiters:
+                    self._revision_waiters.pop(dataset_number, None)
+
+    def _wake_revision_waiters(self, dataset_number: int) -> None:
+        for waiter in self._revision_waiters.get(dataset_number, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @contextlib.contextmanager
+    def _channel(self, dataset: Dataset) -> Iterator[Channel]:
+        channel = self._channels.get(dataset.number)
+        if channel is None:
+            channel = Channel(
+                self._store, dataset.number, self._maker(dataset), self._settings, self._metrics
+            )
+            self._channels[dataset.number] = channel
+        channel.users += 1
+        try:
+            yield channel
+        finally:
+            channel.users -= 1
+            channel.left_at = self._clock.monotonic()
+
+    @contextlib.contextmanager
+    def _following(self, channel: Channel, progress: Progress) -> Iterator[Subscription]:
+        seconds = self._settings.checkpoint_seconds
+        subscription = Subscription(
+            channel,
+            progress,
+            monotonic=self._clock.monotonic,
+            # Less a tick, so that also the latest comes within the interval and its tenth.
+            checkpoint_seconds=seconds * (random.uniform(1 - _JITTER, 1 + _JITTER) - 1 / _TICKS),  # noqa: S311
+            metrics=self._metrics,
+        )
+        if self._draining:
+            subscription.drain()
+        channel.followers.add(progress)
+        self._subscriptions.add(subscription)
+        self._metrics.subscribers.inc()
+        try:
+            yield subscription
+        finally:
+            channel.followers.discard(progress)
+            self._subscriptions.discard(subscription)
+            self._metrics.subscribers.dec()
+
+    # -- what is heard, and the clock ---------------------------------------------------------------------
+
+    def _on_appended(self, appended: Appended) -> None:
+        if channel := self._channels.get(appended.dataset_number):
+            channel.take(appended)
+        self._wake_revision_waiters(appended.dataset_number)
+
+    async def _keep_time(self) -> None:
+        """Wake idle subscribers for their checkpoint."""
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_seconds / _TICKS)
+            now = self._clock.monotonic()
+            for subscription in self._subscriptions:
+                if subscription.bookmark_due_at <= now:
+                    subscription.wake()
+
+    async def _keep_looking(self) -> None:
+        """Find what no wake-up told, and let go of datasets that nobody follows any more."""
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            for dataset_number in {*self._channels, *self._revision_waiters}:
+                try:
+                    await self._look(dataset_number)
+                except SynclineError:
+                    self._metrics.background_failures.labels("feed").inc()
+            self._metrics.lag_revisions.set(
+                max((channel.lag_revisions for channel in self._channels.values()), default=0)
+            )
+            self._let_go()
+
+    async def _look(self, dataset_number: int) -> None:
+        try:
+            head = await self._store.read_head(dataset_number)
+        except NotFound:
+            self.dropped(dataset_number)
+            return
+        if channel := self._channels.get(dataset_number):
+            channel.hear(head.revision)
+        self._wake_revision_waiters(dataset_number)
+
+    def _let_go(self) -> None:
+        left_before = self._clock.monotonic() - self._settings.linger_seconds
+        for dataset_number, channel in tuple(self._channels.items()):
+            if not channel.users and channel.left_at < left_before:
+                del self._channels[dataset_number]
+
+
+def _try_ring(channel: Channel, progress: Progress, start: Position) -> None:
+    """Spare the store a read when the ring can vouch for a token: it was made at a checkpoint that is in it.
+
+    (The ring knows the commit id, and what follows in it is complete, so no purge can concern this copy.)
+    """
+    position = tokens.rebase(start, channel.maker.origin)
+    if position == channel.ring.tail:
+        progress.position = position
+        progress.confirm(channel.ring.head)
+    elif channel.ring.holds(position):
+        progress.position = position
+        progress.confirm()
