@@ -39,7 +39,7 @@ async def every(seconds: float, name: str, run: Callable[[], Awaitable[object]],
         except SynclineError as error:
             metrics.background_failures.labels(name).inc()
             _log.warning("upkeep.failed", task=name, reason=error.reason, message=error.message)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a task of upkeep must not end
             metrics.background_failures.labels(name).inc()
             _log.exception("upkeep.failed", task=name)
 

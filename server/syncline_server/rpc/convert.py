@@ -1,8 +1,6 @@
 """Requests to values: shape checks that collect everything wrong into one BadRequest, names, request ids."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
@@ -16,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from syncline import names
 from syncline.v1 import push_service_pb2, record_pb2
 from syncline_server.clock import Clock
-from syncline_server.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
+from syncline_server.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from syncline_server.model import Condition, Principal, RequestIdentity, Violation
 
 _Enum = TypeVar("_Enum", bound=IntEnum)
@@ -259,28 +257,10 @@ def check_revision(min_revision: int, problems: Problems) -> None:
         problems.add("min_revision", "must not be negative")
 
 
-@asynccontextmanager
-async def answering(context: Any, min_revision: int, *, longest_seconds: float) -> AsyncIterator[None]:
-    """Give up on ``min_revision`` a little before the caller would, so that it learns why.
-
-    Raises Unavailable(REVISION_NOT_REACHED). Does nothing when there is no revision to wait for.
-    """
-    if not min_revision:
-        yield
-        return
+def wait_seconds(context: Any, *, longest_seconds: float) -> float:
+    """How long to wait for ``min_revision``: a little less than the caller does, so that it learns why."""
     left: float | None = context.time_remaining()
-    seconds = longest_seconds if left is None else min(longest_seconds, left * 0.9 - 0.02)
-    try:
-        async with asyncio.timeout(max(0.0, seconds)) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise Unavailable(
-            "REVISION_NOT_REACHED",
-            f"the dataset did not reach revision {min_revision} in time",
-            min_revision=min_revision,
-        ) from None
+    return longest_seconds if left is None else max(0.0, min(longest_seconds, left * 0.9 - 0.02))
 
 
 # -- records ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 # ruff: noqa: N802 - methods are named by the proto
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +12,7 @@ from syncline_server.catalog.catalog import Catalog
 from syncline_server.errors import Unavailable
 from syncline_server.feed.feed import Feed
 from syncline_server.rpc.calls import allow_while, caller
-from syncline_server.rpc.convert import answering, begin, check_may_read, check_revision, dataset_of
+from syncline_server.rpc.convert import begin, check_may_read, check_revision, dataset_of, wait_seconds
 
 
 class SyncService(SyncServiceServicer):
@@ -33,17 +33,17 @@ class SyncService(SyncServiceServicer):
         problems.raise_any()
         check_may_read(caller(), dataset_id)
         opened = await self._catalog.dataset(dataset_id)
-        async with answering(context, request.min_revision, longest_seconds=self._revision_wait_seconds):
-            events, token = await self._feed.sync(
-                opened.dataset,
-                request.token,
-                min_revision=request.min_revision,
-                page_size=request.page_size,
-            )
+        events, token = await self._feed.sync(
+            opened.dataset,
+            request.token,
+            min_revision=request.min_revision,
+            page_size=request.page_size,
+            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        )
         # Joined bytes are joined messages, and the field of the events is the feed's.
         return events + pb.SyncResponse(token=token).SerializeToString()
 
-    async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> AsyncIterator[Any]:
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> AsyncGenerator[Any, None]:
         """The same, followed live; serialised."""
         del context
         problems = begin(request)
