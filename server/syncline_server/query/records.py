@@ -1,0 +1,158 @@
+"""Reads of single records and lists of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from syncline_server.errors import InvalidArgument, NotFound
+from syncline_server.feed.feed import Feed
+from syncline_server.model import Dataset, Record
+from syncline_server.query import page_tokens
+from syncline_server.store.abc import Store
+
+MAX_BATCH: Final = 1_000
+"""Ids in one BatchGet."""
+DEFAULT_PAGE_RECORDS: Final = 100
+MAX_PAGE_RECORDS: Final = 1_000
+
+_BATCH_BYTES: Final = 1 << 20
+"""Keeps an answer well below a client's default limit of 4 MiB."""
+_ANY_BYTES: Final = 1 << 31
+"""One record, however large the setting lets it be."""
+_PAGE_BYTES: Final = 256 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What was found of the ids asked for, each list in the order asked for."""
+
+    records: Sequence[Record]
+    missing_record_ids: Sequence[str]
+    unread_record_ids: Sequence[str]
+    """They did not fit: ask again for these."""
+    revision: int
+    """The dataset's, in the snapshot that was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPage:
+    """A page of a list."""
+
+    records: Sequence[Record]
+    next_page_token: str
+    """Empty: that was all."""
+    revision: int
+    """The dataset's, in the snapshot that was read."""
+
+
+class Records:
+    """Point reads of one store.
+
+    Every method takes ``min_revision`` (guarantee G14): it waits until the dataset has reached that, up to
+    ``timeout_seconds`` (None: the feed's setting), then raises Unavailable(REVISION_NOT_REACHED). All raise
+    NotFound(DATASET_NOT_FOUND).
+    """
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        self._store = store
+        self._feed = feed
+
+    async def get(
+        self,
+        dataset: Dataset,
+        record_id: str,
+        *,
+        min_revision: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Record:
+        """Read one record. Raises NotFound(RECORD_NOT_FOUND)."""
+        await self._reach(dataset, min_revision, timeout_seconds)
+        records, _, revision = await self._store.get_records(
+            dataset.number, [record_id], max_bytes=_ANY_BYTES
+        )
+        if not records:
+            raise NotFound(
+                "RECORD_NOT_FOUND",
+                f"dataset {dataset.dataset_id} has no record {record_id[:80]!r}",
+                dataset=dataset.dataset_id,
+                record_id=record_id[:80],
+                revision=revision,
+            )
+        return records[0]
+
+    async def batch_get(
+        self,
+        dataset: Dataset,
+        record_ids: Sequence[str],
+        *,
+        min_revision: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> Batch:
+        """Read 1 to 1,000 records from one snapshot; an id given twice is answered once.
+
+        Raises InvalidArgument(INVALID_REQUEST, LIMIT_EXCEEDED).
+        """
+        if not record_ids:
+            raise InvalidArgument(
+                "INVALID_REQUEST", "record_ids: name at least one", fields=[("record_ids", "is empty")]
+            )
+        if len(record_ids) > MAX_BATCH:
+            raise InvalidArgument(
+                "LIMIT_EXCEEDED",
+                f"record_ids: {len(record_ids)} ids, at most {MAX_BATCH} are read at once",
+                fields=[("record_ids", f"more than {MAX_BATCH}")],
+                limit="ids_per_call",
+                maximum=MAX_BATCH,
+                actual=len(record_ids),
+            )
+        await self._reach(dataset, min_revision, timeout_seconds)
+        wanted = list(dict.fromkeys(record_ids))
+        records, unread, revision = await self._store.get_records(
+            dataset.number, wanted, max_bytes=_BATCH_BYTES
+        )
+        found = {record.record_id: record for record in records}
+        left = set(unread)
+        return Batch(
+            records=[found[i] for i in wanted if i in found],
+            missing_record_ids=[i for i in wanted if i not in found and i not in left],
+            unread_record_ids=[i for i in wanted if i in left],
+            revision=revision,
+        )
+
+    async def list(
+        self,
+        dataset: Dataset,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        min_revision: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> RecordPage:
+        """List records in the order of their ids as bytes, each page a snapshot of its own.
+
+        ``page_size`` 0: 100; above 1,000: 1,000; also less, to stay near 256 KiB.
+        Raises InvalidArgument(INVALID_REQUEST, PAGE_TOKEN_INVALID).
+        """
+        if page_size < 0:
+            raise InvalidArgument(
+                "INVALID_REQUEST", "page_size: must not be negative", fields=[("page_size", "is negative")]
+            )
+        secret = self._store.info.token_secret
+        after = ""
+        if page_token:
+            after = page_tokens.decode(page_token, incarnation=dataset.incarnation, secret=secret)
+        await self._reach(dataset, min_revision, timeout_seconds)
+        records, more, revision = await self._store.list_records(
+            dataset.number,
+            after=after,
+            limit=min(page_size or DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
+            max_bytes=_PAGE_BYTES,
+        )
+        token = ""
+        if more:
+            token = page_tokens.encode(records[-1].record_id, incarnation=dataset.incarnation, secret=secret)
+        return RecordPage(records=records, next_page_token=token, revision=revision)
+
+    async def _reach(self, dataset: Dataset, revision: int, timeout_seconds: float | None) -> None:
+        if revision > dataset.head.revision:
+            await self._feed.wait_revision(dataset.number, revision, timeout_seconds=timeout_seconds)
