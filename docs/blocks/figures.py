@@ -1,0 +1,29 @@
+"""Figures of the last `make bench`, from the file that it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from blocks.markdown import table as markdown_table
+
+PEERS = ("syncline", "etcd", "nats", "sqlite", "grpc_echo")
+
+
+def table(root: Path) -> str | None:
+    """The table, or None when there are no results to show."""
+    results = root / "bench" / "results.json"
+    if not results.is_file():
+        return None
+    figures = json.loads(results.read_text())["figures"]
+    peers = [peer for peer in PEERS if any(peer in figure for figure in figures.values())]
+    rows = [
+        (f"`{name}`", figure["unit"], figure["better"], *(_number(figure.get(peer)) for peer in peers))
+        for name, figure in figures.items()
+    ]
+    return markdown_table(("figure", "unit", "better", *(f"`{peer}`" for peer in peers)), rows)
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

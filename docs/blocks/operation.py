@@ -1,0 +1,89 @@
+"""What an operator meets: metrics, log events, failpoints."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from blocks.markdown import table
+from syncline_server.metrics import Metrics
+
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+
+EVENTS: dict[str, str] = {
+    "rpc.failed": "A call met something that nobody foresaw. The caller got INTERNAL with this incident id.",
+}
+
+FAILPOINTS: dict[str, str] = {}
+
+
+def metrics(_root: Path) -> str:
+    registry = Metrics().registry
+    rows = []
+    for collector in registry._collector_to_names:
+        family = next(iter(collector.describe()))
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in collector._labelnames)
+        rows.append((f"`{name}`", family.type, labels, family.documentation))
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
+def log_events(root: Path) -> str:
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for name, level, fields in _logged(root / "server"):
+        levels, names = found.setdefault(name, (set(), set()))
+        levels.add("error" if level == "exception" else level)
+        names |= fields
+    return table(
+        ("event", "level", "fields", "meaning"),
+        (
+            (
+                f"`{name}`",
+                ", ".join(sorted(levels)),
+                ", ".join(f"`{field}`" for field in sorted(names)),
+                EVENTS[name],
+            )
+            for name, (levels, names) in sorted(found.items())
+        ),
+    )
+
+
+def _logged(directory: Path) -> Iterator[tuple[str, str, set[str]]]:
+    for call in _calls(directory):
+        match call.func:
+            case ast.Attribute(attr=level, value=ast.Name(id=logger)) if (
+                level in LEVELS and "log" in logger.lower()
+            ):
+                pass
+            case _:
+                continue
+        if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str):
+            fields = {keyword.arg for keyword in call.keywords if keyword.arg and keyword.arg != "exc_info"}
+            yield call.args[0].value, level, fields
+
+
+def _calls(directory: Path) -> Iterator[ast.Call]:
+    for file in sorted(directory.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                yield node
+
+
+def reached_failpoints(root: Path) -> set[str]:
+    """Names given to ``failpoints.hit``; a part that is computed is ``N``."""
+    names = set()
+    for call in _calls(root / "server"):
+        if ast.unparse(call.func).rpartition(".")[2] == "hit" and call.args:
+            match call.args[0]:
+                case ast.Constant(value=str(name)):
+                    names.add(name)
+                case ast.JoinedStr(values=parts):
+                    names.add(
+                        "".join(part.value if isinstance(part, ast.Constant) else "N" for part in parts)
+                    )
+    return names
+
+
+def failpoints(root: Path) -> str:
+    return table(
+        ("place", "reached"), ((f"`{name}`", FAILPOINTS[name]) for name in sorted(reached_failpoints(root)))
+    )
