@@ -29,7 +29,9 @@ def exit_codes(_root: Path) -> str:
 
 
 def _reference(name: str, root: Any) -> str:
-    return "\n\n".join(_section(path, command) for path, command in _walk(name, root))
+    return "\n\n".join(
+        _section(path, command, outermost=command is root) for path, command in _walk(name, root)
+    )
 
 
 def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -39,7 +41,7 @@ def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
             yield from _walk(f"{path} {name}", child)
 
 
-def _section(path: str, command: Any) -> str:
+def _section(path: str, command: Any, *, outermost: bool) -> str:
     parts = [f"### `{path}`", (command.help or "").replace("\b", "").strip()]
     children = {name: child for name, child in getattr(command, "commands", {}).items() if not child.hidden}
     if children:
@@ -64,11 +66,9 @@ def _usage(command: Any) -> list[str]:
 
 
 def _hidden(parameter: Any) -> bool:
-    return getattr(parameter, "hidden", False) or parameter.name in (
-        "help",
-        "install_completion",
-        "show_completion",
-    )
+    """Options that every command has are shown with the outermost one only."""
+    shared = (getattr(parameter, "rich_help_panel", None) or "").startswith("Shared options")
+    return shared or getattr(parameter, "hidden", False) or parameter.name == "help"
 
 
 def _names(parameter: Any) -> str:

@@ -10,10 +10,29 @@ from syncline_server.metrics import Metrics
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
 EVENTS: dict[str, str] = {
+    "loop.lag": "The event loop came late to a timer: something kept the process busy for so long.",
     "rpc.failed": "A call met something that nobody foresaw. The caller got INTERNAL with this incident id.",
+    "store.not_writable": "Writes are refused from now on, for this reason; reads and streams go on.",
+    "store.writable": "Writes are accepted again.",
+    "upkeep.failed": "A run of a background task failed; the next one comes at its time.",
 }
 
-FAILPOINTS: dict[str, str] = {}
+FAILPOINTS: dict[str, str] = {
+    "commit.before": "before the transaction of a group of writes begins",
+    "commit.rows": "the rows of a group are written and not committed",
+    "commit.after": "a group is durable and nobody has been answered",
+    "purge": "a purge has dropped tombstones and is not committed",
+    "reclaim": "rows of a deleted dataset are about to be removed",
+    "migration.N": "step N of a migration is written and not committed",
+    "checkpoint.before": "before a checkpoint of the WAL",
+    "checkpoint.after": "after a checkpoint of the WAL",
+    "stage.rows": "rows of a session's call are staged and not committed",
+    "stage.after": "a session's call is durable and not answered",
+    "prepare": "a session's file is being sorted for its commit",
+    "session.applied": "a session's difference is applied and not committed",
+    "page": "before a page is read",
+}
+"""Texts for every place there is; the table has those that the code reaches."""
 
 
 def metrics(_root: Path) -> str:
