@@ -46,6 +46,10 @@ from syncline_server.model import (
 )
 
 
+class StoreRefused(Exception):  # noqa: N818 - a verdict, like NotFound
+    """The store cannot be opened as it is. The message is for the operator: why, and what to do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreInfo:
     """What the store is, fixed while it is open."""

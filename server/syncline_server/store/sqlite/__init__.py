@@ -1,1 +1,5 @@
-"""The embedded store: one SQLite file, one process, no set-up."""
+"""The embedded store: one SQLite file."""
+
+from syncline_server.store.sqlite.store import SqliteStore, open_store
+
+__all__ = ["SqliteStore", "open_store"]

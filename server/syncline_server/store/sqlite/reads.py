@@ -1,0 +1,185 @@
+"""What readers ask: pages of changes, heads, records. Each is one statement, so one snapshot and one step."""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+from syncline_server.model import ChangeKind, Changes, Head, Page, Reason, Record
+from syncline_server.store.sqlite.catalog import dataset_not_found, head_of
+from syncline_server.store.sqlite.columns import integers, json_array
+from syncline_server.store.sqlite.group import SLOT_BITS
+
+_HEAD: Final = """
+SELECT revision, commit_id, record_count, digest, commit_time_us, purge_revision, last_position
+FROM head WHERE dataset_number = ?
+"""
+
+# ?1 dataset, ?2 first slot of the dataset, ?3 after position, ?4 most changes, ?5 most bytes, ?6 revision asked about.
+# ``fits`` is the last slot of the page: of all candidates when together they are small enough, otherwise found
+# by a running sum, which reads sizes and no data. The first change fits always.
+_PAGE: Final = """
+WITH
+candidate (slot, size) AS MATERIALIZED (
+    SELECT slot, length(CAST(record_id AS BLOB)) + ifnull(length(data), 0) FROM record
+    WHERE slot > ?2 + ?3 AND slot < ?2 + (1 << 40) ORDER BY slot LIMIT ?4),
+fits (slot) AS MATERIALIZED (
+    SELECT CASE WHEN sum(size) <= ?5 THEN max(slot) ELSE (
+        SELECT max(slot) FROM (SELECT slot, sum(size) OVER (ORDER BY slot) AS total,
+                                      row_number() OVER (ORDER BY slot) AS number FROM candidate)
+        WHERE total <= ?5 OR number = 1) END
+    FROM candidate),
+page AS MATERIALIZED (
+    SELECT count(*) AS changes, max(slot) AS last_slot, max(revision) AS last_revision,
+           min(revision) AS first_revision, min(commit_time_us) AS first_time, max(commit_time_us) AS last_time,
+           max(reason) AS reason, count(data) AS puts,
+           group_concat(record_id, char(10)) AS record_ids,
+           CAST(group_concat(ifnull(data, ''), char(10)) AS BLOB) AS data,
+           group_concat(revision) AS revisions, group_concat(commit_time_us) AS times, group_concat(reason) AS reasons
+    FROM (SELECT * FROM record WHERE slot > ?2 + ?3 AND slot <= (SELECT slot FROM fits) ORDER BY slot))
+SELECT h.revision, h.commit_id, h.record_count, h.digest, h.commit_time_us, h.purge_revision, h.last_position,
+       CASE WHEN ?6 = 0 THEN (SELECT substr(incarnation, 1, 8) FROM dataset WHERE number = ?1)
+            ELSE (SELECT commit_id FROM revision WHERE dataset_number = ?1 AND revision = ?6) END,
+       EXISTS (SELECT 1 FROM record WHERE slot > ifnull(last_slot, ?2 + ?3) AND slot < ?2 + (1 << 40)),
+       page.*
+FROM head h, page WHERE h.dataset_number = ?1
+"""
+
+_RECORD_COLUMNS: Final = """
+       group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
+       group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us)
+"""
+"""Columns joined by newlines or commas; ids of sources hold neither."""
+_RECORDS: Final = f"""
+WITH
+found AS MATERIALIZED (
+    SELECT k.key AS number, e.record_id, e.position, e.create_time_us, e.source_number
+    FROM json_each(?2) k CROSS JOIN entry e ON e.dataset_number = ?1 AND e.record_id = k.value
+    WHERE e.hash IS NOT NULL),
+sized AS MATERIALIZED (
+    SELECT f.number, f.position,
+           sum(length(CAST(f.record_id AS BLOB)) + length(r.data)) OVER (ORDER BY f.number) AS total,
+           row_number() OVER (ORDER BY f.number) AS place
+    FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
+kept AS MATERIALIZED (SELECT number FROM sized WHERE total <= ?3 OR place = 1)
+SELECT h.revision, (SELECT group_concat(f.number) FROM found f WHERE f.number NOT IN (SELECT number FROM kept)), page.*
+FROM head h, (SELECT {_RECORD_COLUMNS} FROM (
+    SELECT f.record_id, r.data, r.revision, s.source_id, f.create_time_us, r.commit_time_us
+    FROM kept k JOIN found f ON f.number = k.number JOIN record r ON r.slot = (?1 << 40) + f.position
+                JOIN source s ON s.number = f.source_number)) page
+WHERE h.dataset_number = ?1
+"""
+_LIST: Final = f"""
+WITH
+found AS MATERIALIZED (
+    SELECT record_id, position, create_time_us, source_number FROM entry
+    WHERE dataset_number = ?1 AND record_id > ?2 AND hash IS NOT NULL ORDER BY record_id LIMIT ?3 + 1),
+sized AS MATERIALIZED (
+    SELECT f.*, sum(length(CAST(f.record_id AS BLOB)) + length(r.data)) OVER (ORDER BY f.record_id) AS total,
+           row_number() OVER (ORDER BY f.record_id) AS place
+    FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
+kept AS MATERIALIZED (SELECT * FROM sized WHERE (total <= ?4 OR place = 1) AND place <= ?3)
+SELECT h.revision, (SELECT count(*) FROM found) > (SELECT count(*) FROM kept), page.*
+FROM head h, (SELECT {_RECORD_COLUMNS} FROM (
+    SELECT k.record_id, r.data, r.revision, s.source_id, k.create_time_us, r.commit_time_us
+    FROM kept k JOIN record r ON r.slot = (?1 << 40) + k.position
+                JOIN source s ON s.number = k.source_number ORDER BY k.record_id)) page
+WHERE h.dataset_number = ?1
+"""
+
+
+def read_head(connection: sqlite3.Connection, dataset_number: int) -> Head:
+    """Read the head. Raises NotFound."""
+    row = connection.execute(_HEAD, (dataset_number,)).fetchone()
+    if row is None:
+        raise dataset_not_found()
+    return head_of(row)
+
+
+def read_changes(
+    connection: sqlite3.Connection,
+    dataset_number: int,
+    *,
+    after: int,
+    max_changes: int,
+    max_bytes: int,
+    seen_revision: int,
+) -> Page:
+    """Read a page of changes. Raises NotFound."""
+    first_slot = dataset_number << SLOT_BITS
+    row = connection.execute(
+        _PAGE, (dataset_number, first_slot, after, max_changes, max_bytes, seen_revision)
+    ).fetchone()
+    if row is None:
+        raise dataset_not_found()
+    head, seen_commit_id = head_of(row[:7]), row[7]
+    more, count, last_slot, last_revision = row[8:12]
+    return Page(
+        changes=_changes(row[9:]),
+        last_position=last_slot - first_slot if count else after,
+        last_revision=last_revision or 0,
+        complete=not more,
+        head=head,
+        seen_commit_id=seen_commit_id,
+    )
+
+
+def _changes(page: Sequence[Any]) -> Changes:
+    count, _, last_revision, first_revision, first_time, last_time, reason, puts, ids, data, *rest = page
+    if not count:
+        return Changes(record_ids=(), data=(), revisions=(), commit_times_us=())
+    revisions, times, reasons = rest
+    bodies = data.split(b"\n")
+    return Changes(
+        record_ids=ids.split("\n"),
+        data=bodies,
+        revisions=[last_revision] * count if first_revision == last_revision else integers(revisions),
+        commit_times_us=[last_time] * count if first_time == last_time else integers(times),
+        kinds=() if puts == count else [ChangeKind.PUT if body else ChangeKind.DELETE for body in bodies],
+        reasons=() if reason == Reason.API else integers(reasons),
+    )
+
+
+def get_records(
+    connection: sqlite3.Connection, dataset_number: int, record_ids: Sequence[str], *, max_bytes: int
+) -> tuple[Sequence[Record], Sequence[str], int]:
+    """Read the live ones of these records. Raises NotFound."""
+    row = connection.execute(_RECORDS, (dataset_number, json_array(record_ids), max_bytes)).fetchone()
+    if row is None:
+        raise dataset_not_found()
+    left_out = [record_ids[index] for index in integers(row[1])] if row[1] else []
+    return _records(row[2:]), left_out, row[0]
+
+
+def list_records(
+    connection: sqlite3.Connection, dataset_number: int, *, after: str, limit: int, max_bytes: int
+) -> tuple[Sequence[Record], bool, int]:
+    """Read live records in the order of their ids. Raises NotFound."""
+    row = connection.execute(_LIST, (dataset_number, after, limit, max_bytes)).fetchone()
+    if row is None:
+        raise dataset_not_found()
+    return _records(row[2:]), bool(row[1]), row[0]
+
+
+def _records(columns: Sequence[Any]) -> Sequence[Record]:
+    ids, data, revisions, sources, created, updated = columns
+    if ids is None:
+        return []
+    return [
+        Record(
+            record_id=record_id,
+            data=body,
+            revision=revision,
+            source_id=source_id,
+            create_time_us=created_us,
+            update_time_us=updated_us,
+        )
+        for record_id, body, revision, source_id, created_us, updated_us in zip(
+            ids.split("\n"),
+            data.split(b"\n"),
+            integers(revisions),
+            sources.split(","),
+            integers(created),
+            integers(updated),
+            strict=True,
+        )
+    ]
