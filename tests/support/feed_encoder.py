@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from support.feed_store import digest
+
 from syncline_server.feed.abc import EventEncoder
 from syncline_server.model import ChangeKind, Changes, Head, ResetReason
 
@@ -60,13 +62,20 @@ class Copy:
     records: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     revision: int = 0
     """`to_revision` of the last batch, or revision of the last checkpoint."""
+    partial: bool = False
     checkpoints: list[int] = field(default_factory=list)
     resets: list[str] = field(default_factory=list)
     token: bytes = b""
     exact: bool = False
+    """Nothing came after the last checkpoint."""
+    whole: bool = True
+    """False for a copy that was begun with ``from_now``: digests do not apply."""
     going_away: bool = False
+    batches: int = 0
+    largest: int = 0
 
     def take(self, message: bytes) -> None:
+        self.largest = max(self.largest, len(message))
         for event in parse(message):
             getattr(self, "_" + event["event"])(event)
             if event.get("token"):
@@ -74,31 +83,37 @@ class Copy:
 
     def _changes(self, event: dict[str, Any]) -> None:
         assert event["from_revision"] == self.revision, "G8: batches are contiguous"
-        assert event["revisions"] == sorted(event["revisions"]), "changes are in order"
-        assert all(revision <= event["to_revision"] for revision in event["revisions"])
+        revisions = event["revisions"]
+        assert revisions == sorted(revisions), "changes are in order"
+        assert all(self.revision - self.partial < r <= event["to_revision"] for r in revisions), "G8"
         kinds = event["kinds"] or [int(ChangeKind.PUT)] * len(event["record_ids"])
         for record_id, data, revision, kind in zip(
-            event["record_ids"], event["data"], event["revisions"], kinds, strict=True
+            event["record_ids"], event["data"], revisions, kinds, strict=True
         ):
             if kind == ChangeKind.PUT:
                 self.records[record_id] = (revision, data.encode())
             else:
                 self.records.pop(record_id, None)
+        self.batches += 1
         self.revision = event["to_revision"]
+        self.partial = event["partial"]
         self.exact = False
 
     def _checkpoint(self, event: dict[str, Any]) -> None:
         assert not self.checkpoints or event["revision"] >= self.checkpoints[-1], "G12: no time travel"
+        assert not self.partial
         self.checkpoints.append(event["revision"])
         self.revision = event["revision"]
         self.exact = True
         self.going_away = event["going_away"]
-        self.expected = (event["record_count"], event["digest"])
+        if self.whole:
+            assert event["record_count"] == len(self.records), "G7"
+            assert event["digest"] == digest(self.records), "G7"
 
     def _reset(self, event: dict[str, Any]) -> None:
         self.resets.append(event["reason"])
         self.records.clear()
         self.checkpoints.clear()
         self.revision = 0
-        self.exact = False
+        self.partial = self.exact = False
         self.token = b""

@@ -55,16 +55,18 @@ class Feed:
     async def run(self) -> AsyncGenerator["Feed"]:
         """Listen for commits and keep time until the block is left."""
         stop_listening = self._notifier.listen(self._on_appended)
-        async with asyncio.TaskGroup() as tasks:
-            timers = (tasks.create_task(self._keep_time()), tasks.create_task(self._keep_looking()))
-            try:
-                yield self
-            finally:
-                stop_listening()
-                for timer in timers:
-                    timer.cancel()
-                for channel in self._channels.values():
-                    await channel.aclose()
+        timers = [asyncio.create_task(self._keep_time()), asyncio.create_task(self._keep_looking())]
+        try:
+            yield self
+        finally:
+            stop_listening()
+            for timer in timers:
+                timer.cancel()
+            for channel in self._channels.values():
+                await channel.aclose()
+            for outcome in await asyncio.gather(*timers, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    raise outcome
 
     # -- for callers --------------------------------------------------------------------------------------
 
