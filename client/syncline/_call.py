@@ -1,0 +1,243 @@
+"""Unary calls: deadline, retries with full jitter, typed errors.
+
+Retried is what may be repeated without harm: every read, and every write, since each carries an identity that the
+server recognises. What gRPC itself could retry is switched off.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+
+from syncline import errors
+from syncline._status import is_connection_trouble, to_error
+from syncline._transport import Endpoint
+from syncline._wire import to_violations
+from syncline.errors import InvalidRecords, SynclineError
+from syncline.models import Violation
+from syncline.names import new_request_id
+from syncline.v1.server_service_pb2 import GetServerInfoRequest
+from syncline.v1.server_service_pb2_grpc import ServerServiceStub
+
+LOG: Final = logging.getLogger("syncline")
+
+Response = TypeVar("Response")
+
+DEFAULT_TIMEOUT_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How a call is repeated."""
+
+    attempts: int | None = 4
+    """At most so many; None: until the deadline."""
+    first_seconds: float = 0.1
+    """Upper bound of the first pause; doubled for each further one. The pause is drawn from zero up to it."""
+    max_seconds: float = 2.0
+
+    def pause_seconds(self, failures: int) -> float:
+        """A pause after so many failures in a row (1, 2, …): full jitter."""
+        bound = min(self.max_seconds, self.first_seconds * 2.0 ** min(failures - 1, 30))
+        return random.uniform(0, bound)  # noqa: S311 - not a secret
+
+
+INTERACTIVE: Final = RetryPolicy()
+"""Somebody waits: four attempts within the deadline."""
+
+PATIENT: Final = RetryPolicy(attempts=None)
+"""Bulk work that should survive a restart of the server: attempts until the deadline."""
+
+PATIENT_TIMEOUT_SECONDS: Final = 120.0
+"""How long bulk work waits for a server that is away."""
+
+
+class Caller:
+    """Makes calls for one client."""
+
+    __slots__ = ("_clock_offset_ms", "_endpoint", "_metadata", "_server", "timeout_seconds")
+
+    def __init__(self, endpoint: Endpoint, server: ServerServiceStub, *, timeout_seconds: float) -> None:
+        self._endpoint = endpoint
+        self._server = server
+        self._metadata = endpoint.metadata()
+        self._clock_offset_ms = 0
+        self.timeout_seconds = timeout_seconds
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the calls go."""
+        return self._endpoint
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call carries."""
+        return self._metadata
+
+    def new_request_id(self) -> str:
+        """A fresh identity for a write, by the server's clock where ours is known to be wrong."""
+        if self._clock_offset_ms:
+            return new_request_id(time.time_ns() // 1_000_000 + self._clock_offset_ms)
+        return new_request_id()
+
+    async def read(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        """Make a call without effects. Raises SynclineError."""
+        timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        try:
+            return await method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            failure = to_error(error, self._endpoint)
+        return await self._retry(
+            method, request, failure, INTERACTIVE, deadline=_now() + timeout, write=False
+        )
+
+    async def write(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        *,
+        timeout_seconds: float | None = None,
+        policy: RetryPolicy = INTERACTIVE,
+    ) -> Any:
+        """Make a call with effects; ``request.request_id``, where it has one and it is empty, is filled in.
+
+        Raises SynclineError; OutcomeUnknown when neither success nor refusal was heard of.
+        """
+        if not request.request_id:
+            request.request_id = self.new_request_id()
+        return await self.write_identified(method, request, timeout_seconds=timeout_seconds, policy=policy)
+
+    async def write_identified(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        *,
+        timeout_seconds: float | None = None,
+        policy: RetryPolicy = INTERACTIVE,
+    ) -> Any:
+        """Make a call with effects whose request already holds what makes it recognisable."""
+        timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = _now() + timeout
+        try:
+            return await method(request, timeout=_share(timeout), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            failure = to_error(error, self._endpoint)
+        if _is_clock_trouble(failure):
+            # A fresh id is safe only because this was the first attempt: an older one might have had effect.
+            await self._learn_clock(failure)
+            request.request_id = self.new_request_id()
+            return await self._retry(method, request, None, policy, deadline=deadline, write=True)
+        return await self._retry(method, request, failure, policy, deadline=deadline, write=True)
+
+    async def _retry(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        failure: SynclineError | None,
+        policy: RetryPolicy,
+        *,
+        deadline: float,
+        write: bool,
+    ) -> Any:
+        """Go on after ``failure``, or without one make the next attempt at once."""
+        attempts = 1
+        while True:
+            pause = 0.0
+            if failure is not None:
+                if not _may_repeat(failure, write=write):
+                    raise failure
+                pause = max(policy.pause_seconds(attempts), failure.retry_after_seconds or 0.0)
+                exhausted = policy.attempts is not None and attempts >= policy.attempts
+                if exhausted or _now() + pause >= deadline:
+                    failure.add_note(f"gave up after {attempts} attempts")
+                    raise failure
+                LOG.debug("attempt %d failed, next in %.3f s: %s", attempts, pause, failure.message)
+                await asyncio.sleep(pause)
+            remaining = max(deadline - _now(), 0.001)
+            try:
+                return await method(
+                    request, timeout=_share(remaining) if write else remaining, metadata=self._metadata
+                )
+            except grpc.aio.AioRpcError as error:
+                failure = to_error(error, self._endpoint)
+                attempts += 1
+
+    async def _learn_clock(self, failure: SynclineError) -> None:
+        """Take over the server's clock, since it finds that a fresh request id is not of today."""
+        told = failure.metadata.get("server_time_ms", "")
+        if told.isdigit():
+            server_ms = int(told)
+        else:
+            info = await self.read(self._server.GetServerInfo, GetServerInfoRequest())
+            server_ms = info.server_time.ToMilliseconds()
+        self._clock_offset_ms = server_ms - time.time_ns() // 1_000_000
+        LOG.warning(
+            "this machine's clock is %.0f s off the server's; request ids are made with the server's",
+            -self._clock_offset_ms / 1000,
+        )
+
+
+async def complete_violations(
+    error: InvalidRecords, validate: Callable[[], Awaitable[Any]], *, offset: int = 0
+) -> None:
+    """Fetch the violations that a refusal had no room for, by ``validate``, the same call with ``validate_only``.
+
+    ``offset`` is added to every index.
+    """
+    if error.total_violations > len(error.violations):
+        try:
+            response = await validate()
+        except SynclineError as failure:
+            LOG.debug("the other violations could not be read: %s", failure.message)
+        else:
+            if len(response.violations) > len(error.violations):
+                error.violations = to_violations(response.violations)
+                error.total_violations = max(error.total_violations, len(error.violations))
+    error.violations = move_violations(error.violations, offset)
+
+
+def move_violations(violations: Sequence[Violation], offset: int) -> tuple[Violation, ...]:
+    """The same, counted from ``offset`` rows before."""
+    if not offset:
+        return tuple(violations)
+    return tuple(
+        Violation(index=v.index + offset, pointer=v.pointer, keyword=v.keyword, message=v.message)
+        for v in violations
+    )
+
+
+def _is_clock_trouble(failure: SynclineError) -> bool:
+    return failure.reason == "REQUEST_ID_EXPIRED" or (
+        failure.reason == "INVALID_REQUEST" and "request_id" in failure.fields
+    )
+
+
+def _may_repeat(failure: SynclineError, *, write: bool) -> bool:
+    if is_connection_trouble(failure):
+        return True
+    if isinstance(failure, errors.DeadlineExceeded):
+        return write  # a lost answer; a read that found no time will find none
+    if isinstance(failure, errors.Overloaded):
+        return failure.retry_after_seconds is not None
+    # Refused because the settings changed between check and commit; with a revision it was carried out.
+    return failure.reason == "DATASET_CHANGED" and "revision" not in failure.metadata
+
+
+def _share(remaining_seconds: float) -> float:
+    """Time for one attempt of a write: half of what is left, so that a lost answer leaves room to ask again."""
+    return remaining_seconds if remaining_seconds < 1.0 else max(1.0, min(remaining_seconds / 2, 30.0))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,374 @@
+"""A dataset to write and read: ``Client.dataset`` makes the handle, without I/O."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from syncline import errors
+from syncline._call import INTERACTIVE, RetryPolicy, complete_violations
+from syncline._convert import Codec
+from syncline._events import Order
+from syncline._load import Loader
+from syncline._wire import to_dataset, to_record, to_violations
+from syncline.feed import DEFAULT_OPTIONS, ChangeFeed, FeedOptions, sync_all, sync_page
+from syncline.models import (
+    DatasetInfo,
+    IfAbsent,
+    IfRevision,
+    LoadResult,
+    PushResult,
+    Record,
+    Results,
+    SessionMode,
+    SyncPage,
+)
+from syncline.names import dataset_name, source_name
+from syncline.session import Session, SessionBlock
+from syncline.v1.catalog_service_pb2 import GetDatasetRequest
+from syncline.v1.push_service_pb2 import DeleteByIdsRequest, DeleteByValuesRequest, PushRequest, PushResponse
+from syncline.v1.record_pb2 import Condition
+from syncline.v1.record_service_pb2 import BatchGetRecordsRequest, GetRecordRequest, ListRecordsRequest
+
+if TYPE_CHECKING:
+    from syncline.client import Client
+
+T = TypeVar("T")
+
+DEFAULT_SOURCE: Final = "default"
+
+IDS_PER_READ: Final = 1_000
+"""Most ids in one BatchGetRecords call."""
+
+
+class Dataset(Generic[T]):
+    """Handle of a dataset; cheap, without I/O, usable as long as its client is open.
+
+    ``T`` is the model of its records. Wherever records are taken, ``bytes`` are JSON text that goes as it is.
+    """
+
+    __slots__ = ("_client", "_codec", "dataset")
+
+    def __init__(self, client: "Client", dataset: str, model: type[T] | None) -> None:
+        self._client = client
+        self._codec: Codec[T] = Codec(model)
+        self.dataset = dataset
+
+    def __repr__(self) -> str:
+        return f"<dataset {self.dataset!r}>"
+
+    async def info(self, *, min_revision: int = 0) -> DatasetInfo:
+        """Settings and head of the dataset. Raises NotFound."""
+        request = GetDatasetRequest(name=dataset_name(self.dataset), min_revision=min_revision)
+        connection = self._client.connection
+        return to_dataset((await connection.caller.read(connection.catalog.GetDataset, request)).dataset)
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    async def push(
+        self,
+        records: Iterable[T | bytes | IfRevision[T] | IfAbsent[T]],
+        *,
+        source: str = DEFAULT_SOURCE,
+        partial: bool = False,
+        validate_only: bool = False,
+        timeout_seconds: float | None = None,
+        policy: RetryPolicy = INTERACTIVE,
+    ) -> PushResult:
+        """Upsert records as one commit: all of them, or with an error none.
+
+        A record overwrites the one with the same id whole. ``IfRevision(record, 17)`` and ``IfAbsent(record)``
+        make it conditional. With ``partial`` good records are applied and the others reported in the result;
+        with ``validate_only`` everything is checked and nothing changed. A retry has one effect.
+
+        Raises InvalidRecords (all violations), ConditionFailed, LimitExceeded (``load`` splits), SourceDisabled,
+        NotFound, OutcomeUnknown.
+        """
+        _refuse_single(records, "push")
+        rows, conditions = _split_conditions(records)
+        request = PushRequest(
+            source=source_name(self.dataset, source),
+            records=self._codec.encode_all(rows),
+            conditions=conditions,
+            partial=partial,
+            validate_only=validate_only,
+        )
+        return await self.push_request(request, timeout_seconds=timeout_seconds, policy=policy)
+
+    async def push_request(
+        self, request: PushRequest, *, timeout_seconds: float | None, policy: RetryPolicy
+    ) -> PushResult:
+        """Send a push that is encoded already."""
+        connection = self._client.connection
+        try:
+            response: PushResponse = await connection.caller.write(
+                connection.push.Push, request, timeout_seconds=timeout_seconds, policy=policy
+            )
+        except errors.InvalidRecords as error:
+            check = PushRequest(source=request.source, records=request.records, validate_only=True)
+            await complete_violations(error, lambda: connection.caller.write(connection.push.Push, check))
+            raise
+        return PushResult(
+            revision=response.revision,
+            results=Results(response.record_ids, response.statuses, to_violations(response.violations)),
+            records=len(request.records),
+            violations=to_violations(response.violations),
+        )
+
+    async def delete(
+        self,
+        records: Iterable[T | bytes | Mapping[str, Any]],
+        *,
+        source: str = DEFAULT_SOURCE,
+        validate_only: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> PushResult:
+        """Delete the records that a push of these would write, as one commit: under KEY the key fields suffice.
+
+        Deleting what is not there is no error (NOT_FOUND). Raises FailedPrecondition under APPEND, and as push.
+        """
+        _refuse_single(records, "delete")
+        request = DeleteByValuesRequest(
+            source=source_name(self.dataset, source),
+            records=self._codec.encode_all(records),
+            validate_only=validate_only,
+        )
+        connection = self._client.connection
+        try:
+            response = await connection.caller.write(
+                connection.push.DeleteByValues, request, timeout_seconds=timeout_seconds
+            )
+        except errors.InvalidRecords as error:
+            check = DeleteByValuesRequest(source=request.source, records=request.records, validate_only=True)
+            await complete_violations(
+                error, lambda: connection.caller.write(connection.push.DeleteByValues, check)
+            )
+            raise
+        violations = to_violations(response.violations)
+        return PushResult(
+            revision=response.revision,
+            results=Results(response.record_ids, response.statuses, violations),
+            records=len(request.records),
+            violations=violations,
+        )
+
+    async def delete_ids(
+        self,
+        record_ids: Iterable[str],
+        *,
+        source: str = DEFAULT_SOURCE,
+        validate_only: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> PushResult:
+        """Delete records by id, as one commit. Deleting what is not there is no error (NOT_FOUND)."""
+        if isinstance(record_ids, str):
+            raise TypeError("delete_ids() takes a list of ids; put the one you have in a list")
+        request = DeleteByIdsRequest(
+            source=source_name(self.dataset, source), record_ids=record_ids, validate_only=validate_only
+        )
+        connection = self._client.connection
+        response = await connection.caller.write(
+            connection.push.DeleteByIds, request, timeout_seconds=timeout_seconds
+        )
+        return PushResult(
+            revision=response.revision,
+            results=Results(response.record_ids, response.statuses),
+            records=len(request.record_ids),
+        )
+
+    async def load(
+        self,
+        rows: Iterable[T | bytes] | AsyncIterable[T | bytes],
+        *,
+        source: str = DEFAULT_SOURCE,
+        batch: int = 1_000,
+        in_flight: int = 4,
+        partial: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> LoadResult:
+        """Push any number of rows in bounded memory: ``batch`` per commit (or 1 MiB), ``in_flight`` at a time.
+
+        Each batch is a commit of its own and survives a restart of the server of up to two minutes. Batches in
+        flight may commit in any order, so of a key that comes again in a later batch either version may stay;
+        ``in_flight=1`` keeps the order of the rows. ``progress`` is called with the number of rows accepted so
+        far; what it raises ends the load.
+
+        An error ends the load after the batches under way: what was accepted stays, ``index`` of its violations
+        counts from the first row, and its notes tell how many rows were accepted. Raises as push.
+        """
+        loader = Loader(
+            self,
+            self._codec,
+            source_name(self.dataset, source),
+            batch=batch,
+            in_flight=in_flight,
+            partial=partial,
+            progress=progress,
+        )
+        return await loader.run(rows)
+
+    def session(
+        self,
+        mode: SessionMode,
+        *,
+        source: str = DEFAULT_SOURCE,
+        allow_mass_delete: bool = False,
+        idle_timeout: timedelta | None = None,
+    ) -> SessionBlock[T]:
+        """Open a session for the length of an ``async with`` block: commit on leaving, rollback on error.
+
+        ``stream``: every call is visible at once. ``accrue``: visible together on commit. ``replace``: on commit
+        the source holds exactly what was upserted. A commit that would delete more than the guard of the server
+        allows raises MassDeleteRefused, unless ``allow_mass_delete``. Opening a session rolls back the one that
+        the source has open.
+        """
+        return SessionBlock(
+            lambda: self.open_session(
+                mode, source=source, allow_mass_delete=allow_mass_delete, idle_timeout=idle_timeout
+            )
+        )
+
+    async def open_session(
+        self,
+        mode: SessionMode,
+        *,
+        source: str = DEFAULT_SOURCE,
+        allow_mass_delete: bool = False,
+        idle_timeout: timedelta | None = None,
+    ) -> Session[T]:
+        """The same without a block: end it with ``close``. Raises as push, and Overloaded(TOO_MANY_SESSIONS)."""
+        return await Session.open(
+            self._client.connection,
+            self._codec,
+            source_name(self.dataset, source),
+            mode=mode,
+            allow_mass_delete=allow_mass_delete,
+            idle_timeout=idle_timeout,
+        )
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    async def get(
+        self, record_id: str, *, min_revision: int = 0, timeout_seconds: float | None = None
+    ) -> Record[T]:
+        """Read a record. ``min_revision``, from a push, makes sure that its write is seen. Raises NotFound."""
+        request = GetRecordRequest(
+            dataset=dataset_name(self.dataset), record_id=record_id, min_revision=min_revision
+        )
+        connection = self._client.connection
+        response = await connection.caller.read(
+            connection.records.GetRecord, request, timeout_seconds=timeout_seconds
+        )
+        return to_record(response.record, self._codec.decode)
+
+    async def get_many(self, record_ids: Sequence[str], *, min_revision: int = 0) -> dict[str, Record[T]]:
+        """Read records by id; ids that do not exist are left out. Above 1,000 ids: from several snapshots."""
+        found: dict[str, Record[T]] = {}
+        connection = self._client.connection
+        waiting = list(record_ids)
+        while waiting:
+            request = BatchGetRecordsRequest(
+                dataset=dataset_name(self.dataset),
+                record_ids=waiting[:IDS_PER_READ],
+                min_revision=min_revision,
+            )
+            response = await connection.caller.read(connection.records.BatchGetRecords, request)
+            found.update(
+                (record.record_id, to_record(record, self._codec.decode)) for record in response.records
+            )
+            waiting = [*response.unread_record_ids, *waiting[IDS_PER_READ:]]
+        return found
+
+    async def records(self, *, page_size: int = 1_000, min_revision: int = 0) -> AsyncIterator[Record[T]]:
+        """All records ordered by id, a page at a time, each page a snapshot of its own. For a copy: changes()."""
+        request = ListRecordsRequest(
+            dataset=dataset_name(self.dataset), page_size=page_size, min_revision=min_revision
+        )
+        connection = self._client.connection
+        while True:
+            response = await connection.caller.read(connection.records.ListRecords, request)
+            for record in response.records:
+                yield to_record(record, self._codec.decode)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def sync(
+        self,
+        token: bytes | None = None,
+        *,
+        all: bool = False,  # noqa: A002 - the word for it
+        min_revision: int = 0,
+        page_size: int = 0,
+        timeout_seconds: float | None = None,
+    ) -> SyncPage[T]:
+        """One page of what changed since ``token`` (None: everything), or with ``all`` everything at once.
+
+        Keep ``page.token``, and ask again until ``page.checkpoint`` is set. ``page_size`` 0 is the server's.
+        Raises TokenInvalid, NotFound, PermissionDenied.
+        """
+        order = Order(token or b"", self._codec.decode)
+        connection = self._client.connection
+
+        async def next_page() -> SyncPage[T]:
+            return await sync_page(
+                connection.sync,
+                connection.caller,
+                self.dataset,
+                order,
+                min_revision=min_revision,
+                page_size=page_size,
+                timeout_seconds=timeout_seconds,
+            )
+
+        return await (sync_all(next_page, order) if all else next_page())
+
+    def changes(
+        self,
+        token: bytes | None = None,
+        *,
+        from_now: bool = False,
+        min_revision: int = 0,
+        options: FeedOptions = DEFAULT_OPTIONS,
+    ) -> ChangeFeed[T]:
+        """Follow the dataset for ever: everything since ``token`` (None: a complete copy first), then live.
+
+        Each event's ``token`` resumes with nothing skipped. ``from_now`` leaves out what is there; such a copy
+        is not exact. See ChangeFeed.
+        """
+        connection = self._client.connection
+        feed = ChangeFeed(
+            connection.subscriptions,
+            connection.caller,
+            self.dataset,
+            token=token,
+            from_now=from_now,
+            min_revision=min_revision,
+            decode=self._codec.decode,
+            options=options,
+        )
+        connection.feeds.add(feed)
+        return feed
+
+
+def _split_conditions(records: Iterable[Any]) -> tuple[list[Any], list[Condition]]:
+    """Records without their conditions, and the conditions by position."""
+    rows = list(records)
+    conditions: list[Condition] = []
+    for index, row in enumerate(rows):
+        if isinstance(row, IfRevision):
+            conditions.append(Condition(index=index, if_revision=row.revision))
+            rows[index] = row.record
+        elif isinstance(row, IfAbsent):
+            conditions.append(Condition(index=index, if_absent=True))
+            rows[index] = row.record
+    return rows, conditions
+
+
+def _refuse_single(records: object, method: str) -> None:
+    if isinstance(records, (Mapping, str, bytes)) or hasattr(records, "__aiter__"):
+        advice = (
+            "for an async iterable use load()"
+            if hasattr(records, "__aiter__")
+            else "put the one record that you have in a list"
+        )
+        raise TypeError(f"{method}() takes a list of records; {advice}")
