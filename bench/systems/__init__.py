@@ -1,0 +1,12 @@
+"""The systems under comparison, each used as its own users use it."""
+
+from bench.systems.base import System
+
+
+def all_systems() -> dict[str, System]:
+    """Those that have clients and subscribers, by name."""
+    from bench.systems.etcd import Etcd
+    from bench.systems.nats import Nats
+    from bench.systems.syncline import Syncline
+
+    return {system.name: system for system in (Syncline(), Etcd(), Nats())}
