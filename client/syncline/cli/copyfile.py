@@ -1,0 +1,117 @@
+"""An exact copy of a dataset in one file, as `syncline sync --into` keeps it.
+
+One line of JSON for each record: ``{"record_id":…,"revision":…,"data":…}``. A new version of the file is
+written beside the old one from the old one and the changes, proven by count and digest against the
+checkpoint, and only then put in its place. Memory grows with the number of changes, not with the copy: the
+data of the changes waits in a temporary file.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import msgspec
+
+from syncline.cli.exits import CommandError
+from syncline.cli.state import replacing
+from syncline.copies import entry_digest
+
+if TYPE_CHECKING:
+    from syncline import ChangeBatch, Checkpoint
+
+_MODULUS: Final = 1 << 128
+
+
+class CopyLine(msgspec.Struct):
+    """One line of the file."""
+
+    record_id: str
+    revision: int
+    data: msgspec.Raw
+
+
+_decode = msgspec.json.Decoder(CopyLine).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class DivergedError(CommandError):
+    """The copy is not what the checkpoint says."""
+
+
+class CopyFile:
+    """The copy in a file, and the changes that are to go into it. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._spool: BinaryIO | None = None
+        self._offsets: dict[str, int] = {}
+        """Where the newest version of a changed record is in the spool; -1: deleted."""
+        self.is_new = not path.exists()
+        """Whether there is no copy yet, so that a complete one has to come."""
+        self._from_nothing = self.is_new
+
+    def __enter__(self) -> "CopyFile":
+        self._spool = tempfile.TemporaryFile(dir=self._path.resolve().parent)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
+    def start_over(self) -> None:
+        """Forget the file and the changes so far: a complete new copy follows."""
+        self._from_nothing = True
+        self._offsets.clear()
+
+    def add(self, batch: "ChangeBatch[Any]") -> None:
+        """Take in changes."""
+        assert self._spool is not None
+        kinds = batch.kinds
+        for i, record_id in enumerate(batch.record_ids):
+            if kinds and kinds[i] != 1:
+                self._offsets[record_id] = -1
+                continue
+            self._offsets[record_id] = self._spool.tell()
+            self._spool.write(
+                _encode(CopyLine(record_id, batch.revisions[i], msgspec.Raw(batch.json[i]))) + b"\n"
+            )
+
+    def commit(self, checkpoint: "Checkpoint") -> None:
+        """Write the file anew and put it in place. Raises DivergedError when it does not equal the dataset."""
+        try:
+            with replacing(self._path) as draft:
+                self._write(draft, checkpoint)
+        except msgspec.DecodeError as error:
+            raise DivergedError(f"{self._path} is not a copy that this command wrote: {error}") from None
+        self._offsets.clear()
+        self._from_nothing = False
+
+    def _write(self, draft: BinaryIO, checkpoint: "Checkpoint") -> None:
+        count = total = 0
+        for line in self._lines():
+            entry = _decode(line)
+            draft.write(line)
+            total += entry_digest(entry.record_id, entry.revision, bytes(entry.data))
+            count += 1
+        digest = (total % _MODULUS).to_bytes(16, "big")
+        if (count, digest) != (checkpoint.record_count, checkpoint.digest):
+            raise DivergedError(
+                f"{self._path} would hold {count:,} records with digest {digest.hex()}, the dataset has "
+                f"{checkpoint.record_count:,} with {checkpoint.digest.hex()} at revision {checkpoint.revision:,}"
+            )
+
+    def _lines(self) -> Iterator[bytes]:
+        """Every line of the new file: the old ones that no change touches, then the changed ones."""
+        assert self._spool is not None
+        if not self._from_nothing:
+            with self._path.open("rb") as old:
+                for line in old:
+                    if _decode(line).record_id not in self._offsets:
+                        yield line
+        self._spool.seek(0)
+        offset = 0
+        for line in self._spool:
+            if self._offsets.get(_decode(line).record_id) == offset:
+                yield line
+            offset += len(line)

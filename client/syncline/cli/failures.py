@@ -1,0 +1,87 @@
+"""Errors of the SDK and of the system, as exit code, message and next step."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import syncline
+from syncline.cli.exits import CommandError, ExitCode, Failure
+from syncline.cli.files import FileError
+
+_CODES: Final[tuple[tuple[type[syncline.SynclineError], ExitCode], ...]] = (
+    # The first that fits.
+    (syncline.InvalidRecords, ExitCode.REFUSED),
+    (syncline.LimitExceeded, ExitCode.REFUSED),
+    (syncline.MassDeleteRefused, ExitCode.REFUSED),
+    (syncline.ConditionFailed, ExitCode.REFUSED),
+    (syncline.SourceDisabled, ExitCode.REFUSED),
+    (syncline.NotAuthenticated, ExitCode.NOT_ALLOWED),
+    (syncline.PermissionDenied, ExitCode.NOT_ALLOWED),
+    (syncline.NotFound, ExitCode.NOT_FOUND),
+    (syncline.AlreadyExists, ExitCode.CONFLICT),
+    (syncline.IdentityInUse, ExitCode.CONFLICT),
+    (syncline.Aborted, ExitCode.CONFLICT),
+    (syncline.Overloaded, ExitCode.UNAVAILABLE),
+    (syncline.Unavailable, ExitCode.UNAVAILABLE),
+    (syncline.DeadlineExceeded, ExitCode.UNAVAILABLE),
+    (syncline.SynclineError, ExitCode.ERROR),
+)
+
+_SHOWN_VIOLATIONS: Final = 20
+
+_HINTS: Final[Mapping[str, str]] = {
+    "DATASET_NOT_FOUND": "`syncline dataset list` shows what is there, `syncline dataset create NAME` makes one.",
+    "SOURCE_NOT_FOUND": "`syncline source list DATASET` shows what is there, `syncline source create DATASET NAME` makes one.",
+    "KEY_NOT_FOUND": "`syncline key list` shows what is there.",
+    "MASS_DELETE": "if that is what you want, say so with --allow-mass-delete.",
+    "SOURCE_DISABLED": "`syncline source enable DATASET SOURCE` opens it again.",
+    "IDENTITY_IN_USE": "--rekey gives all records their new ids in one commit.",
+    "IDENTITY_NOT_ADDRESSABLE": "delete by id: `syncline delete DATASET --id ID`.",
+    "SESSION_INVALID": "somebody else may have opened a session on the same source: give each loader its own.",
+    "TOKEN_INVALID": "the token file is damaged: remove it to begin again from nothing.",
+    "STORE_FULL": "make room on the server's disk; nothing that was acknowledged is lost.",
+}
+
+
+def failure_of(error: Exception) -> Failure:
+    """What to tell about an error, and the exit code for it."""
+    match error:
+        case CommandError():
+            return Failure(code=error.code, message=error.message, hint=error.hint)
+        case FileError():
+            return Failure(
+                code=ExitCode.USAGE, message=f"line {error.line:,}: {error.message}", reason="FILE"
+            )
+        case syncline.SynclineError():
+            return _sdk_failure(error)
+        case OSError():
+            return Failure(code=ExitCode.ERROR, message=_system_message(error))
+        case ValueError():
+            return Failure(code=ExitCode.USAGE, message=str(error))
+        case _:
+            return Failure(
+                code=ExitCode.ERROR,
+                message=f"{type(error).__name__}: {error}",
+                hint="this is a fault of the command itself; --debug shows where.",
+            )
+
+
+def _sdk_failure(error: syncline.SynclineError) -> Failure:
+    code = next(code for kind, code in _CODES if isinstance(error, kind))
+    shown = error.violations[:_SHOWN_VIOLATIONS]
+    details = [f"{violation.pointer or 'record'}: {violation.message}" for violation in shown]
+    hidden = error.total_violations - len(shown)
+    if hidden > 0:
+        details.append(f"… and {hidden:,} more")
+    details += [f"{name}: {text}" for name, text in error.fields.items()]
+    return Failure(
+        code=code,
+        message=error.message,
+        reason=error.reason,
+        hint=_HINTS.get(error.reason, ""),
+        details=details,
+    )
+
+
+def _system_message(error: OSError) -> str:
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {text}" if error.filename else text

@@ -1,0 +1,29 @@
+"""What the groups of commands have in common."""
+
+import sys
+
+import typer
+
+from syncline.cli.exits import CommandError, ExitCode
+from syncline.cli.invocation import shared_callback
+
+
+def group(text: str) -> typer.Typer:
+    """A group of commands that takes the shared options before its command's name too."""
+    app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode="markdown")
+    app.callback()(shared_callback)
+    return app
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be undone. Raises CommandError when the answer is no or nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError(
+            f"{question} Nobody is there to answer.", code=ExitCode.USAGE, hint="say --yes to go ahead."
+        )
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CommandError("nothing was done")
