@@ -105,7 +105,13 @@ def new_request_id(now_ms: int | None = None) -> str:
     The time inside is what lets the server refuse a retry that comes after it has forgotten the first try.
     """
     ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    bits = (ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    bits = (
+        (ms & 0xFFFF_FFFF_FFFF) << 80
+        | 0x7 << 76
+        | secrets.randbits(12) << 64
+        | 0b10 << 62
+        | secrets.randbits(62)
+    )
     return str(uuid.UUID(int=bits))
 
 
