@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,9 @@ class Syncline(System):
     name = "syncline"
     durability = "fsync before the answer"
 
+    def __init__(self, *, command_prefix: Sequence[str] = ()) -> None:
+        self._prefix = command_prefix
+
     def version(self) -> str:
         """Of the distribution."""
         return importlib.metadata.version("syncline")
@@ -117,7 +120,7 @@ class Syncline(System):
             "SYNCLINE_HTTP": "",
             "SYNCLINE_STREAMS_PER_KEY": str(_STREAMS_PER_KEY),
         }
-        command = [str(Path(sys.executable).with_name("syncline-server")), "serve"]
+        command = [*self._prefix, str(Path(sys.executable).with_name("syncline-server")), "serve"]
         async with running_server(command, port=port, log=directory / "syncline.log", env=env) as process:
             yield Running(address=f"127.0.0.1:{port}{data / 'admin.key'}", pid=process.pid)
 
@@ -125,7 +128,7 @@ class Syncline(System):
     async def connect_sdk(self, address: str) -> AsyncIterator[SynclineClient]:
         """The SDK's client. The address holds the path of the admin key after the port."""
         endpoint, _, key_file = address.partition("/")
-        key = Path(f"/{key_file}").read_text()  # noqa: ASYNC240 - a few bytes, before anything is measured
+        key = Path(f"/{key_file}").read_text()
         async with syncline.connect(endpoint, key=key) as client:
             yield SynclineClient(client)
 

@@ -1,0 +1,276 @@
+"""Where the server spends its time: ``python -m bench.profile [WORKLOAD …] [--seconds 8]``.
+
+With py-spy on this machine (``pip install py-spy``) all threads are sampled, twice: once for what is on a CPU,
+C code included, once for who holds the GIL. Without it cProfile counts the calls of the main thread. The lists
+go to the standard output and to ``build/profile-WORKLOAD.txt``.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import pstats
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+from bench import loops, machine
+from bench.followers import running_followers
+from bench.measure import work_directory
+from bench.processes import stop
+from bench.records import make_item, shuffled_items
+from bench.systems.base import Running
+from bench.systems.syncline import Syncline, SynclineClient
+
+OUTPUT = Path("build")
+SAMPLES_PER_SECOND = 200
+WARM_UP_SECONDS = 1.0
+TOP = 40
+BATCH = 20_000
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+Workload = Callable[[SynclineClient, Running], Awaitable[Callable[[], Awaitable[int]]]]
+"""Prepares, and gives what is repeated while the server is watched; that returns the number of records."""
+
+
+async def push_bulk(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+    """New records, 1,000 a call, 4 in flight."""
+    items = shuffled_items(BATCH * 4)
+    round_number = 0
+
+    async def push() -> int:
+        nonlocal round_number
+        part = round_number % 4
+        if part == 0:
+            await client.create(f"bulk-{round_number}")
+        collection = f"bulk-{round_number - part}"
+        round_number += 1
+        await client.push_bulk(collection, items[part * BATCH : (part + 1) * BATCH])
+        return BATCH
+
+    return push
+
+
+async def push_single(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+    """A record a call from 50 callers."""
+    await client.create("single")
+    next_number = 0
+
+    async def caller() -> None:
+        nonlocal next_number
+        for _ in range(20):
+            next_number += 1
+            await client.push_one("single", make_item(next_number))
+
+    async def push() -> int:
+        await asyncio.gather(*(caller() for _ in range(50)))
+        return 1_000
+
+    return push
+
+
+async def sync_cold(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+    """Copies of 100,000 records."""
+    await client.create("cold")
+    await client.push_bulk("cold", shuffled_items(100_000))
+
+    async def copy() -> int:
+        return len(await client.copy("cold"))
+
+    return copy
+
+
+async def replace(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+    """Replace sessions of 100,000 records, 100 of them changed."""
+    await client.create("large")
+    edition = 0
+
+    async def load() -> int:
+        nonlocal edition
+        edition += 1
+        await client.replace(
+            "large", (make_item(n, edition if n % 1_000 == edition % 1_000 else 0) for n in range(100_000))
+        )
+        return 100_000
+
+    await load()
+    return load
+
+
+async def _fanout(
+    client: SynclineClient, running: Running, stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
+    await client.create("fanout")
+    followers = await stack.enter_async_context(
+        running_followers("syncline", running.address, "fanout", streams=20, clients=20)
+    )
+    filled = 0
+
+    async def fill() -> int:
+        nonlocal filled
+        items = [make_item(filled + number) for number in range(BATCH)]
+        filled += BATCH
+        await followers.ask("arrival", BATCH)
+        await client.push_bulk("fanout", items)
+        await followers.arrival_ns()
+        return 20 * BATCH
+
+    return fill
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "push_bulk": push_bulk,
+    "sync_cold": sync_cold,
+    "push_single": push_single,
+    "replace": replace,
+}
+
+
+async def _repeat(work: Callable[[], Awaitable[int]], seconds: float) -> float:
+    """Work for at least so long; returns records a second."""
+    start, records = time.monotonic(), 0
+    while time.monotonic() < start + seconds:
+        records += await work()
+    return records / (time.monotonic() - start)
+
+
+@contextlib.asynccontextmanager
+async def _prepared(
+    name: str, directory: Path, prefix: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Running, Callable[[], Awaitable[int]]]]:
+    """A server, and the workload ready to go."""
+    system = Syncline(command_prefix=prefix)
+    async with system.serve(directory) as running, contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(system.connect_sdk(running.address))
+        if name == "fanout_bulk":
+            work = await _fanout(client, running, stack)
+        else:
+            work = await WORKLOADS[name](client, running)
+        await _repeat(work, WARM_UP_SECONDS)
+        yield running, work
+
+
+# -- py-spy ----------------------------------------------------------------------------------------------------
+
+
+async def _sampled(name: str, directory: Path, spy: str, seconds: float) -> str:
+    async with _prepared(name, directory) as (running, work):
+        cpu, rate = await _sample(spy, running.pid, directory / "cpu", seconds, work, "--native")
+        gil, _ = await _sample(spy, running.pid, directory / "gil", seconds, work, "--gil")
+        unwatched = await _repeat(work, seconds / 2)
+    return "\n".join(
+        [
+            f"{name}: {unwatched:,.0f} records/s unwatched, {rate:,.0f} while watched",
+            "",
+            "== On a CPU, C code included. Percent of the time sampled: a full core is 100.",
+            _top_lists(cpu, seconds),
+            "== Holds the GIL. Above 90 in sum the interpreter itself is the limit.",
+            _top_lists(gil, seconds),
+        ]
+    )
+
+
+async def _sample(
+    spy: str, pid: int, output: Path, seconds: float, work: Callable[[], Awaitable[int]], *options: str
+) -> tuple[str, float]:
+    command = [
+        spy, "record", "--pid", str(pid), "--format", "raw", "--output", str(output), "--nonblocking",
+        "--threads", "--function", "--nolineno", "--rate", str(SAMPLES_PER_SECOND),
+        "--duration", str(int(seconds)), *options,
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        rate = await _repeat(work, seconds + 0.5)
+        said, _ = await process.communicate()
+    finally:
+        await asyncio.shield(stop(process))
+    if process.returncode:
+        raise RuntimeError(f"py-spy failed:\n{said.decode(errors='replace')}")
+    return output.read_text(), rate
+
+
+def _top_lists(raw: str, seconds: float) -> str:
+    """The folded stacks as lists: threads, own time, time with callees."""
+    threads: Counter[str] = Counter()
+    own: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for line in raw.splitlines():
+        folded, _, count = line.rpartition(" ")
+        frames = [_ADDRESS.sub("", frame).strip() for frame in folded.split(";")]
+        if not frames or not count.isdigit():
+            continue
+        thread = frames[0] if frames[0].startswith("thread") else "thread"
+        threads[thread] += int(count)
+        own[frames[-1]] += int(count)
+        for frame in set(frames[1:]):
+            total[frame] += int(count)
+    samples = seconds * SAMPLES_PER_SECOND
+    return "\n".join(
+        [
+            _list("threads", threads, samples),
+            _list("own time", own, samples),
+            _list("with callees", total, samples),
+        ]
+    )
+
+
+def _list(title: str, counts: Counter[str], samples: float) -> str:
+    lines = [f"{100 * count / samples:6.1f}  {name}" for name, count in counts.most_common(TOP)]
+    return "\n".join([f"-- {title}", *lines, ""])
+
+
+# -- cProfile --------------------------------------------------------------------------------------------------
+
+
+async def _counted(name: str, directory: Path, seconds: float) -> str:
+    output = directory / "cprofile"
+    prefix = (sys.executable, "-m", "cProfile", "-o", str(output))
+    async with _prepared(name, directory, prefix) as (_, work):
+        rate = await _repeat(work, seconds)
+    text = io.StringIO()
+    stats = pstats.Stats(str(output), stream=text)
+    text.write(f"{name}: {rate:,.0f} records/s under cProfile, main thread only\n")
+    stats.sort_stats("tottime").print_stats(TOP)
+    stats.sort_stats("cumulative").print_stats(TOP)
+    return text.getvalue()
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def _py_spy() -> str | None:
+    return shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+
+
+async def main() -> None:
+    """Profile each of the workloads that were named."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    names = [*WORKLOADS, "fanout_bulk"]
+    parser.add_argument("workload", nargs="*", help=f"{', '.join(names)}; default: push_bulk sync_cold")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--cprofile", action="store_true", help="cProfile although py-spy is there")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.workload).difference(names):
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    spy = None if arguments.cprofile else _py_spy()
+    OUTPUT.mkdir(exist_ok=True)
+    for name in arguments.workload or ["push_bulk", "sync_cold"]:
+        with work_directory(machine.disk_directory()) as directory:
+            if spy is None:
+                text = await _counted(name, directory, arguments.seconds)
+            else:
+                text = await _sampled(name, directory, spy, arguments.seconds)
+        path = OUTPUT / f"profile-{name}.txt"
+        path.write_text(text)
+        print(text)
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    loops.run(main())
