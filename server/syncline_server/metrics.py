@@ -33,9 +33,6 @@ class Metrics:
         self.commits_refused = self.commits.labels("refused")
         records = self._counter("syncline_records", "Posted records, keys and ids by verdict", ("status",))
         self.records = {status: records.labels(status.name.lower()) for status in Status}
-        self.commit_seconds = self._histogram(
-            "syncline_commit_seconds", "From a write's arrival in the queue to its verdict", _SECONDS
-        )
         self.transaction_seconds = self._histogram(
             "syncline_transaction_seconds",
             "One transaction of a group of writes, the commit included",

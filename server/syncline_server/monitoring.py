@@ -61,15 +61,16 @@ class Monitoring:
 @asynccontextmanager
 async def monitoring_server(
     host: str, port: int, metrics: Metrics, writable: Callable[[], bool]
-) -> AsyncIterator[tuple[str, int]]:
-    """Listen while the block lasts; yields host and port. Raises MonitoringError."""
+) -> AsyncIterator[str]:
+    """Listen while the block lasts; yields the address. Raises MonitoringError."""
     monitoring = Monitoring(metrics, writable)
     try:
         server = await asyncio.start_server(monitoring.answer, host, port, limit=_REQUEST_BYTES)
     except OSError as error:
         raise MonitoringError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     async with server:
-        yield host, server.sockets[0].getsockname()[1]
+        bound: int = server.sockets[0].getsockname()[1]
+        yield f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
 
 
 def _response(status: str, content_type: str, body: bytes, method: bytes) -> bytes:

@@ -12,6 +12,7 @@ import structlog
 
 from syncline_server.clock import Clock
 from syncline_server.errors import NotFound, SynclineError
+from syncline_server.ingest.sessions import Sessions
 from syncline_server.metrics import Metrics
 from syncline_server.model import Dataset
 from syncline_server.store.abc import Store
@@ -105,6 +106,20 @@ class Purge:
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
+class Expiry:
+    """Rolls back sessions whose time is over."""
+
+    def __init__(self, sessions: Sessions, store: Store, metrics: Metrics) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Look once."""
+        self._metrics.expired_sessions.inc(await self._sessions.expire())
+        self._metrics.sessions.set(await self._store.count_sessions())
+
+
 class Forgetting:
     """Forgets request ids whose time is over."""
 
@@ -124,13 +139,14 @@ class Forgetting:
 
 
 class WriteProbe:
-    """Knows whether writes are accepted: asks the store, and tells who listens when that changes."""
+    """Knows whether writes are accepted: asks the store, and tells of changes."""
 
-    def __init__(self, store: Store, metrics: Metrics, tell: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(self, store: Store, metrics: Metrics) -> None:
         self.writable = True
+        self.tell: Callable[[bool], Awaitable[None]] | None = None
+        """Called with each change."""
         self._store = store
         self._metrics = metrics
-        self._tell = tell
         metrics.writable.set(1)
 
     async def run(self) -> None:
@@ -151,4 +167,5 @@ class WriteProbe:
             _log.info("store.writable")
         else:
             _log.error("store.not_writable", reason=reason)
-        await self._tell(writable)
+        if self.tell is not None:
+            await self.tell(writable)

@@ -69,6 +69,11 @@ class Edge:
         metrics.calls_in_flight.set_function(lambda: self._calls)
         metrics.bytes_in_flight.set_function(lambda: self._bytes)
 
+    @property
+    def open_calls(self) -> int:
+        """Number of calls and streams that are going on."""
+        return len(self._tasks)
+
     def close(self) -> None:
         """Refuse new calls from now on; those that are going on continue."""
         self._closing = True

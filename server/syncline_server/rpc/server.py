@@ -55,7 +55,6 @@ class ServerSettings:
     keepalive_timeout_seconds: float = 20.0
     client_ping_seconds: float = 20.0
     connection_age_seconds: float = 0.0
-    shutdown_seconds: float = 10.0
     reflection: bool = False
 
 
@@ -68,7 +67,7 @@ class GrpcServer:
         self._server = server
         self._health = health
 
-    async def tell_writable(self, *, writable: bool) -> None:
+    async def tell_writable(self, writable: bool) -> None:
         """Tell health checks whether writes are accepted; reads and streams go on."""
         await self._health.set(
             WRITES, HealthCheckResponse.SERVING if writable else HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,374 @@
+"""The composition root.
+
+Every part is made here and entered into one exit stack in the order of dependency; it is left in the reverse
+order, after what is going on has been brought to an end (guarantee G20).
+
+Shutting down: health says NOT_SERVING; new calls are refused; what waits for the disk is written; subscribers
+get a last checkpoint and its token; calls end, or are ended when the grace is over; the store is closed.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+
+from syncline_server import upkeep
+from syncline_server.catalog.catalog import Catalog
+from syncline_server.catalog.keys import Keys, hash_secret, new_key_id, new_secret
+from syncline_server.clock import Clock, SystemClock
+from syncline_server.errors import SynclineError
+from syncline_server.feed.feed import Feed
+from syncline_server.feed.settings import FeedSettings
+from syncline_server.ingest.committer import Committer
+from syncline_server.ingest.records import Limits, record_id_rule
+from syncline_server.ingest.sessions import Sessions, SessionSettings
+from syncline_server.ingest.write_path import WritePath
+from syncline_server.metrics import Metrics
+from syncline_server.model import Commit, Key, MassDeleteGuard, Role, Status
+from syncline_server.monitoring import monitoring_server
+from syncline_server.notify.local import LocalNotifier
+from syncline_server.query.records import Records
+from syncline_server.rpc.calls import OpenStreams
+from syncline_server.rpc.frames import ProtobufEncoder
+from syncline_server.rpc.interceptors import Edge
+from syncline_server.rpc.server import GrpcServer, ServerSettings, Tls, grpc_server
+from syncline_server.rpc.services import Rooms, services
+from syncline_server.settings import Settings, split_address
+from syncline_server.store.abc import GroupResult, Store
+from syncline_server.store.sqlite import SqliteStore, open_store
+
+_log = structlog.get_logger()
+
+DATABASE: Final = "syncline.db"
+ADMIN_KEY: Final = "admin.key"
+
+SWITCH_SECONDS: Final = 0.0002
+"""How long a thread may keep the interpreter when another one wants it. SQLite gives it up at every step and
+must get it back to go on: with Python's 5 ms a busy event loop would let the writer's thread do 200 steps a
+second (measured: 15,000 rows/s against 85,000)."""
+
+_EXPIRE_SECONDS: Final = 1.0
+_FORGET_SECONDS: Final = 60.0
+_FLUSH_SECONDS: Final = 60.0
+_MAINTAIN_SECONDS: Final = 1.0
+_CLEANUP_SECONDS: Final = 2.0
+"""For the cleanup of handlers that were cancelled because the grace was over."""
+_FAILURE_SECONDS: Final = 1.5
+"""A process whose store has failed is gone after this, whatever still hangs."""
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+"""The store failed or something broke; start again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A server that serves."""
+
+    addresses: Sequence[str]
+    http: str
+    """Address of the monitoring endpoint; empty: none."""
+    admin_key: Path
+    admin_key_is_new: bool
+    store_engine: str
+
+
+async def serve(settings: Settings, ready: Callable[[Running], None], *, clock: Clock | None = None) -> int:
+    """Serve until a signal comes; return the exit code. ``ready`` is called when calls are accepted.
+
+    A second signal ends the process at once, which is always safe.
+    Raises StoreRefused, ListenError, MonitoringError, OSError when the server cannot start.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    stop = asyncio.Event()
+    with _signals(stop):
+        async with running(settings, clock or SystemClock(), stop) as (server, failed):
+            ready(server)
+            await _first(stop, failed)
+            if failed.is_set():
+                _end_soon()
+                return EXIT_FAILED
+    _log.info("server.stopped")
+    return EXIT_OK
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, clock: Clock, stop: asyncio.Event
+) -> AsyncIterator[tuple[Running, asyncio.Event]]:
+    """A server that serves while the block lasts; on leaving it drains. Yields it and the event of its failure."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(settings.data / DATABASE, clock=clock))
+        stack.push_async_callback(_last_checkpoint, store)
+        admin_key = settings.data / ADMIN_KEY
+        is_new = await ensure_admin_key(store, admin_key, clock)
+
+        notifier = LocalNotifier()
+        keys = Keys(store, clock)
+        stack.push_async_callback(_flush_keys, keys)
+        limits = _limits(settings)
+        catalog = Catalog(store, notifier, clock, record_id_rule=record_id_rule(limits))
+        committer = Committer(
+            store, notifier, max_queue_bytes=settings.queue_bytes, observe=group_observer(metrics)
+        )
+        metrics.queue_commits.set_function(lambda: committer.queued_commits)
+        metrics.queue_bytes.set_function(lambda: committer.queued_bytes)
+        writes = AsyncExitStack()
+        stack.push_async_callback(writes.aclose)
+        await writes.enter_async_context(committer.running())
+        write_path = WritePath(catalog, store, committer, limits=limits)
+        sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
+
+        feed = Feed(store, notifier, clock, ProtobufEncoder(), _feed_settings(settings), metrics)
+        await stack.enter_async_context(feed.run())
+
+        streams = OpenStreams(keys.authenticate, per_key=settings.streams_per_key)
+        edge = Edge(
+            keys.authenticate,
+            streams,
+            metrics,
+            max_calls=settings.calls_in_flight,
+            max_bytes=settings.bytes_in_flight,
+        )
+        probe = upkeep.WriteProbe(store, metrics)
+        rooms = Rooms(
+            catalog=catalog,
+            keys=keys,
+            write_path=write_path,
+            sessions=sessions,
+            feed=feed,
+            records=Records(store, feed),
+            store_info=store.info,
+            clock=clock,
+            limits=limits,
+            writable=lambda: probe.writable and not stop.is_set(),
+            request_retention_us=round(settings.request_retention_seconds * 1e6),
+            revision_wait_seconds=settings.revision_wait_seconds,
+        )
+        grpc = await stack.enter_async_context(grpc_server(edge, services(rooms), _server_settings(settings)))
+        probe.tell = grpc.tell_writable
+        http = ""
+        if settings.http:
+            http = await stack.enter_async_context(
+                monitoring_server(*split_address(settings.http), metrics, rooms.writable)
+            )
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        purge = upkeep.Purge(
+            store,
+            clock,
+            metrics,
+            min_age_us=round(settings.retention_seconds * 1e6),
+            min_revisions=settings.retention_revisions,
+            max_tombstones=settings.purge_tombstones,
+        )
+        for seconds, name, run in (
+            (_EXPIRE_SECONDS, "expire", upkeep.Expiry(sessions, store, metrics).run),
+            (settings.purge_seconds, "purge", purge.run),
+            (_FORGET_SECONDS, "forget", upkeep.Forgetting(store, clock, metrics).run),
+            (_MAINTAIN_SECONDS, "maintain", store.maintain),
+            (_FLUSH_SECONDS, "last_used", keys.flush_last_used),
+            (settings.key_check_seconds, "keys", streams.check_keys),
+            (settings.probe_seconds, "probe", probe.run),
+        ):
+            tasks.start_soon(upkeep.every, seconds, name, run, metrics, name=name)
+        tasks.start_soon(upkeep.watch_lag, clock, metrics, name="lag")
+
+        server = Running(
+            addresses=grpc.addresses,
+            http=http,
+            admin_key=admin_key,
+            admin_key_is_new=is_new,
+            store_engine=store.info.engine_version,
+        )
+        _log.info("server.started", addresses=list(grpc.addresses), http=http, data=str(settings.data))
+        try:
+            yield server, store.failed
+        finally:
+            tasks.cancel_scope.cancel()
+            if not store.failed.is_set():
+                await _drain(grpc, edge, writes, feed, seconds=settings.shutdown_seconds)
+
+
+async def _drain(grpc: GrpcServer, edge: Edge, writes: AsyncExitStack, feed: Feed, *, seconds: float) -> None:
+    """Bring what is going on to its end, in the order of the module's docstring."""
+    _log.info("server.stopping")
+    with anyio.CancelScope(shield=True):
+        await grpc.tell_leaving()
+        edge.close()
+        await writes.aclose()
+        feed.drain()
+        if not await edge.finished(within_seconds=seconds):
+            _log.warning("server.grace_over", calls=edge.open_calls)
+        await grpc.stop()
+        await edge.finished(within_seconds=_CLEANUP_SECONDS)
+
+
+async def ensure_admin_key(store: Store, path: Path, clock: Clock) -> bool:
+    """Make an admin key in a store that has no key at all; whether one was made.
+
+    The file comes first: a crash in between leaves a file that the next start replaces, and never a store whose
+    only key nobody knows.
+    """
+    if await store.list_keys(limit=1):
+        return False
+    await make_admin_key(store, path, clock)
+    return True
+
+
+async def make_admin_key(store: Store, path: Path, clock: Clock) -> None:
+    """Make an admin key and write it to a file that only this user can read."""
+    key_id = new_key_id()
+    secret = new_secret(key_id)
+    await asyncio.to_thread(_write_private, path, secret + "\n")
+    await store.create_key(
+        Key(
+            key_id=key_id,
+            secret_hash=hash_secret(secret),
+            role=Role.ADMIN,
+            display_name="made by the server",
+            create_time_us=clock.now_us(),
+        )
+    )
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file whole or not at all, with mode 0600 from its first moment."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    draft.replace(path)
+
+
+def group_observer(metrics: Metrics) -> Callable[[Sequence[Commit], GroupResult], None]:
+    """Count what the committer did."""
+
+    def observe(commits: Sequence[Commit], written: GroupResult) -> None:
+        metrics.group_commits.observe(len(commits))
+        metrics.transaction_seconds.observe(written.transaction_seconds)
+        metrics.fsync_seconds.observe(written.sync_seconds)
+        for result in written.results:
+            if isinstance(result, SynclineError):
+                metrics.commits_refused.inc()
+            elif result.replayed:
+                metrics.commits_replayed.inc()
+            else:
+                (metrics.commits_changed if result.changed else metrics.commits_unchanged).inc()
+                for status in set(result.statuses):
+                    metrics.records[Status(status)].inc(result.statuses.count(status))
+
+    return observe
+
+
+class _signals:  # noqa: N801 - used as a with statement's verb
+    """Set an event at the first SIGTERM, SIGINT or SIGHUP, end the process at the second."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._hear, number)
+
+    def __exit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            os._exit(128 + number)
+        self._stop.set()
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait for any of the events."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _end_soon() -> None:
+    """End the process even if something hangs on the disk that has failed."""
+    _log.critical("store.failed", action="the process ends; start it again")
+    timer = threading.Timer(_FAILURE_SECONDS, os._exit, (EXIT_FAILED,))
+    timer.daemon = True
+    timer.start()
+
+
+async def _last_checkpoint(store: SqliteStore) -> None:
+    if not store.failed.is_set():
+        await store.maintain()
+
+
+async def _flush_keys(keys: Keys) -> None:
+    try:
+        await keys.flush_last_used()
+    except SynclineError as error:
+        _log.warning("upkeep.failed", task="last_used", reason=error.reason)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        records_per_call=settings.records_per_call,
+        bytes_per_call=settings.bytes_per_call,
+        bytes_per_record=settings.bytes_per_record,
+        depth=settings.depth,
+        bytes_per_record_id=settings.bytes_per_record_id,
+    )
+
+
+def _session_settings(settings: Settings) -> SessionSettings:
+    return SessionSettings(
+        idle_timeout_us=round(settings.session_idle_seconds * 1e6),
+        max_open=settings.sessions,
+        guard=MassDeleteGuard(
+            max_ratio=settings.mass_delete_ratio, above_records=settings.mass_delete_above_records
+        ),
+    )
+
+
+def _feed_settings(settings: Settings) -> FeedSettings:
+    return FeedSettings(
+        page_changes=settings.page_changes,
+        page_bytes=settings.page_bytes,
+        ring_bytes=settings.ring_bytes,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        revision_wait_seconds=settings.revision_wait_seconds,
+    )
+
+
+def _server_settings(settings: Settings) -> ServerSettings:
+    tls = None
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        tls = Tls(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    ids = settings.records_per_call * (settings.bytes_per_record_id + 4)
+    return ServerSettings(
+        addresses=settings.listen,
+        tls=tls,
+        # The records or the ids of a call, and what a message holds beside them.
+        message_bytes=max(settings.bytes_per_call, ids) + settings.records_per_call * 32 + (64 << 10),
+        streams_per_connection=settings.streams_per_connection,
+        keepalive_seconds=settings.keepalive_seconds,
+        keepalive_timeout_seconds=settings.keepalive_timeout_seconds,
+        client_ping_seconds=settings.client_ping_seconds,
+        connection_age_seconds=settings.connection_age_seconds,
+        reflection=settings.reflection,
+    )

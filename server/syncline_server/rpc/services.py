@@ -1,0 +1,85 @@
+"""All services, made of the rooms that they serve."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from syncline.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from syncline.v1.push_service_pb2_grpc import add_PushServiceServicer_to_server
+from syncline.v1.record_service_pb2_grpc import add_RecordServiceServicer_to_server
+from syncline.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
+from syncline.v1.session_service_pb2_grpc import add_SessionServiceServicer_to_server
+from syncline.v1.sync_service_pb2_grpc import add_SyncServiceServicer_to_server
+from syncline_server.catalog.catalog import Catalog
+from syncline_server.catalog.keys import Keys
+from syncline_server.clock import Clock
+from syncline_server.feed.feed import Feed
+from syncline_server.ingest.records import Limits
+from syncline_server.ingest.sessions import Sessions
+from syncline_server.ingest.write_path import WritePath
+from syncline_server.query.records import Records
+from syncline_server.rpc.catalog import CatalogService
+from syncline_server.rpc.convert import RequestIds
+from syncline_server.rpc.info import ServerService
+from syncline_server.rpc.push import PushService
+from syncline_server.rpc.record import RecordService
+from syncline_server.rpc.server import Service
+from syncline_server.rpc.session import SessionService
+from syncline_server.rpc.sync import SyncService
+from syncline_server.store.abc import StoreInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """What the services are made of."""
+
+    catalog: Catalog
+    keys: Keys
+    write_path: WritePath
+    sessions: Sessions
+    feed: Feed
+    records: Records
+    store_info: StoreInfo
+    clock: Clock
+    limits: Limits
+    writable: Callable[[], bool]
+    request_retention_us: int
+    revision_wait_seconds: float
+
+
+def services(rooms: Rooms) -> Sequence[Service]:
+    """Every service of this server."""
+    request_ids = RequestIds(rooms.clock, retention_us=rooms.request_retention_us)
+    wait = rooms.revision_wait_seconds
+    return (
+        (
+            add_CatalogServiceServicer_to_server,
+            CatalogService(
+                rooms.catalog,
+                rooms.keys,
+                rooms.feed,
+                request_ids,
+                token_secret=rooms.store_info.token_secret,
+                revision_wait_seconds=wait,
+            ),
+        ),
+        (add_PushServiceServicer_to_server, PushService(rooms.write_path, request_ids)),
+        (add_SessionServiceServicer_to_server, SessionService(rooms.sessions, request_ids)),
+        (
+            add_RecordServiceServicer_to_server,
+            RecordService(rooms.catalog, rooms.records, revision_wait_seconds=wait),
+        ),
+        (
+            add_SyncServiceServicer_to_server,
+            SyncService(rooms.catalog, rooms.feed, revision_wait_seconds=wait),
+        ),
+        (
+            add_ServerServiceServicer_to_server,
+            ServerService(
+                store_kind=rooms.store_info.kind,
+                start_time_us=rooms.clock.now_us(),
+                limits=rooms.limits,
+                clock=rooms.clock,
+                writable=rooms.writable,
+            ),
+        ),
+    )
