@@ -1,0 +1,24 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from support.scripted_server import ScriptedServer, scripted_server
+
+import syncline
+
+
+@pytest.fixture(autouse=True)
+def no_ambient_key(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.delenv("SYNCLINE_KEY", raising=False)
+    monkeypatch.setenv("SYNCLINE_DATA", str(tmp_path_factory.mktemp("no-data")))
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedServer]:
+    async with scripted_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(scripted: ScriptedServer) -> AsyncIterator[syncline.Client]:
+    async with scripted.client() as client:
+        yield client
