@@ -190,7 +190,7 @@ async def running(
             admin_key_is_new=is_new,
             store_engine=store.info.engine_version,
         )
-        _log.info("server.started", addresses=list(grpc.addresses), http=http, data=str(settings.data))
+        _log.info("server.started", addresses=", ".join(grpc.addresses), http=http, data=str(settings.data))
         try:
             yield server, store.failed
         finally:
