@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from blocks import commands, errors, figures, guarantees, operation, protobuf, settings
+from blocks import commands, errors, figures, guarantees, operation, protobuf, sdk, settings
 
 BLOCKS: Mapping[str, Callable[[Path], str | None]] = {
     "settings": settings.table,
@@ -17,6 +17,7 @@ BLOCKS: Mapping[str, Callable[[Path], str | None]] = {
     "log-events": operation.log_events,
     "failpoints": operation.failpoints,
     "protobuf": protobuf.reference,
+    "sdk": sdk.reference,
     "figures": figures.table,
 }
 

@@ -1,11 +1,12 @@
 """The two commands, from their own definitions."""
 
+import enum
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
-import typer
+import typer.main
 
 from blocks.markdown import cell, table
 
@@ -29,63 +30,81 @@ def exit_codes(_root: Path) -> str:
 
 
 def _reference(name: str, root: Any) -> str:
-    return "\n\n".join(
-        _section(path, command, outermost=command is root) for path, command in _walk(name, root)
-    )
+    sections = (_section(path, command, outermost=command is root) for path, command in _walk(name, root))
+    return "\n\n".join(sections)
 
 
 def _walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
     yield path, command
-    for name, child in getattr(command, "commands", {}).items():
-        if not child.hidden:
-            yield from _walk(f"{path} {name}", child)
+    for name, child in _children(command).items():
+        yield from _walk(f"{path} {name}", child)
+
+
+def _children(command: Any) -> dict[str, Any]:
+    return {name: child for name, child in getattr(command, "commands", {}).items() if not child.hidden}
 
 
 def _section(path: str, command: Any, *, outermost: bool) -> str:
-    parts = [f"### `{path}`", (command.help or "").replace("\b", "").strip()]
-    children = {name: child for name, child in getattr(command, "commands", {}).items() if not child.hidden}
+    children = _children(command)
+    parts = [f"### `{path}`", inspect.cleandoc(command.help or "")]
     if children:
-        parts.append(
-            table(
-                ("command", ""),
-                ((f"`{path} {name}`", child.get_short_help_str(200)) for name, child in children.items()),
-            )
-        )
+        rows = ((f"`{path} {name}`", _first_line(child)) for name, child in children.items())
+        parts.append(table(("command", ""), rows))
     else:
-        parts.append(f"```text\n{path} {' '.join(_usage(command))}\n```")
-    rows = [
-        (_names(parameter), _meaning(parameter)) for parameter in command.params if not _hidden(parameter)
-    ]
-    if rows:
+        parts.append(f"```text\n{' '.join([path, *_usage(command)])}\n```")
+    shown = [parameter for parameter in command.params if outermost or not _is_shared(parameter)]
+    if rows := [(_names(parameter), _meaning(parameter)) for parameter in shown]:
         parts.append(table(("argument or option", "meaning"), rows))
     return "\n\n".join(part for part in parts if part)
 
 
-def _usage(command: Any) -> list[str]:
-    return command.collect_usage_pieces(click.Context(command))
+def _first_line(command: Any) -> str:
+    return (command.help or "").strip().partition("\n")[0]
 
 
-def _hidden(parameter: Any) -> bool:
+def _is_shared(parameter: Any) -> bool:
     """Options that every command has are shown with the outermost one only."""
-    shared = (getattr(parameter, "rich_help_panel", None) or "").startswith("Shared options")
-    return shared or getattr(parameter, "hidden", False) or parameter.name == "help"
+    panel = getattr(parameter, "rich_help_panel", None) or ""
+    return (
+        panel.startswith("Shared options") or parameter.name == "help" or getattr(parameter, "hidden", False)
+    )
+
+
+def _usage(command: Any) -> Iterator[str]:
+    yield "[OPTIONS]"
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            text = _metavar(parameter)
+            yield text if parameter.required or text.startswith("[") else f"[{text}]"
+
+
+def _metavar(parameter: Any) -> str:
+    return parameter.metavar or parameter.name.upper() + ("..." if parameter.nargs == -1 else "")
 
 
 def _names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return f"`{parameter.make_metavar(click.Context(click.Command('x')))}`"
-    return ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+        return f"`{_metavar(parameter)}`"
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    return names if getattr(parameter, "is_flag", False) else f"{names} `{_value(parameter)}`"
+
+
+def _value(parameter: Any) -> str:
+    kind = parameter.type_descriptor.annotation
+    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        return "|".join(str(member.value) for member in kind)
+    return parameter.metavar or {int: "NUMBER", float: "NUMBER"}.get(kind, "TEXT")
 
 
 def _meaning(parameter: Any) -> str:
     text = cell(getattr(parameter, "help", None) or "")
     default = parameter.default
     if (
-        default not in (None, False, (), ...)
+        parameter.param_type_name == "option"
+        and default not in (None, False, (), [], ...)
         and not callable(default)
-        and parameter.param_type_name == "option"
     ):
         text += f" Default: `{default}`."
-    if getattr(parameter, "envvar", None):
+    if parameter.envvar:
         text += f" Environment: `{parameter.envvar}`."
     return text.strip()
