@@ -90,7 +90,15 @@ class ServerProcess:
         """Wait until it ends by itself; return the exit code."""
         return await asyncio.to_thread(self._wait, seconds)
 
-    def signal(self, number: signal.Signals) -> None:
+    async def kill(self) -> int:
+        """SIGKILL."""
+        return await self.stop(signal.SIGKILL)
+
+    async def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        return await self.stop(signal.SIGTERM)
+
+    def send(self, number: signal.Signals) -> None:
         """Send a signal and go on."""
         assert self._process is not None
         self._process.send_signal(number)
