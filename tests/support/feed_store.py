@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -13,26 +13,31 @@ from syncline_server.model import (
     Appended,
     ChangeKind,
     Changes,
+    Commit,
     Dataset,
     Head,
     Identity,
     IdentityKind,
     Page,
     Reason,
+    Record,
     RecordScope,
     Retention,
+    Source,
+    Upserts,
 )
-from syncline_server.store.abc import Store, StoreInfo
+from syncline_server.store.abc import GroupResult, Store, StoreInfo
+
+
+def entry_digest(record_id: str, revision: int, data: bytes) -> int:
+    value_hash = blake2b(data, digest_size=16).digest()
+    entry = record_id.encode() + b"\0" + revision.to_bytes(8, "big") + value_hash
+    return int.from_bytes(blake2b(entry, digest_size=16).digest(), "big")
 
 
 def digest(records: dict[str, tuple[int, bytes]]) -> int:
     """The dataset digest of the contract, over (revision, data) by record id."""
-    total = 0
-    for record_id, (revision, data) in records.items():
-        value_hash = blake2b(data, digest_size=16).digest()
-        entry = record_id.encode() + b"\0" + revision.to_bytes(8, "big") + value_hash
-        total += int.from_bytes(blake2b(entry, digest_size=16).digest(), "big")
-    return total % DIGEST_MODULUS
+    return sum(entry_digest(k, revision, data) for k, (revision, data) in records.items()) % DIGEST_MODULUS
 
 
 @dataclass
@@ -54,33 +59,32 @@ class Table:
     def live(self) -> dict[str, tuple[int, bytes]]:
         return {k: (row.revision, row.data) for k, row in self.rows.items() if row.data is not None}
 
-    def commit(self, actions: Iterable[tuple[str, bytes | None]]) -> Appended | None:
-        """Put (data) and delete (None) in one commit. None if it changed nothing."""
+    def commit(self, actions: Iterable[tuple[str, bytes | None]]) -> None:
+        """Put (data) and delete (None) in one commit, which has no revision if it changes nothing."""
         revision, position = self.head.revision + 1, self.head.last_position
+        count, total = self.head.record_count, self.head.digest
         for record_id, data in dict(actions).items():
             old = self.rows.get(record_id)
             if (old.data if old else None) == data:
                 continue
+            if old and old.data is not None:
+                count, total = count - 1, total - entry_digest(record_id, old.revision, old.data)
+            if data is not None:
+                count, total = count + 1, total + entry_digest(record_id, revision, data)
             self.rows.pop(record_id, None)
             position += 1
             self.rows[record_id] = Row(position, revision, data)
         if position == self.head.last_position:
-            return None
-        from_revision, after = self.head.revision, self.head.last_position
-        commit_id = os.urandom(8)
-        self.commit_ids[revision] = commit_id
-        live = self.live()
+            return
+        self.commit_ids[revision] = os.urandom(8)
         self.head = replace(
             self.head,
             revision=revision,
-            commit_id=commit_id,
-            record_count=len(live),
-            digest=digest(live),
+            commit_id=self.commit_ids[revision],
+            record_count=count,
+            digest=total % DIGEST_MODULUS,
             commit_time_us=revision,
             last_position=position,
-        )
-        return Appended(
-            dataset_number=0, from_revision=from_revision, head=self.head, changes=self.changes(after)
         )
 
     def changes(self, after: int, limit: int | None = None) -> Changes:
@@ -123,10 +127,11 @@ class Table:
 
 
 class MemoryStore(Store):
-    """Datasets in memory. Methods that the feed does not use are not there."""
+    """Datasets in memory. Methods that the feed does not need are not there."""
 
     def __init__(self) -> None:
         self.tables: dict[int, Table] = {}
+        self.datasets: dict[str, Dataset] = {}
         self.info = StoreInfo(
             kind="memory",
             store_id=os.urandom(8),
@@ -135,40 +140,47 @@ class MemoryStore(Store):
             histories=frozenset({history}),
             engine_version="",
         )
-        self.reads = 0
-        self.before_read: Any = None
-        """Awaited before each page is read, with the position: tests delay or change things there."""
-        self.after_read: Any = None
-        """Awaited between the read of a page and its delivery."""
 
-    def create(self, dataset_id: str = "books") -> Dataset:
-        number = len(self.tables) + 1
-        incarnation = os.urandom(16)
-        head = Head(commit_id=incarnation[:8])
-        self.tables[number] = Table(head=head, commit_ids={0: incarnation[:8]})
-        return Dataset(
-            number=number,
-            dataset_id=dataset_id,
-            incarnation=incarnation,
-            generation=1,
-            identity=Identity(kind=IdentityKind.KEY, key_fields=("id",)),
-            record_scope=RecordScope.SHARED,
-            schema="",
-            display_name="",
-            description="",
-            retention=Retention(),
-            annotations={},
-            create_time_us=0,
-            update_time_us=0,
-            head=head,
+    async def create_dataset(self, dataset: Dataset, **_: Any) -> Dataset:
+        head = Head(commit_id=dataset.incarnation[:8])
+        created = replace(dataset, number=len(self.tables) + 1, generation=1, head=head)
+        self.tables[created.number] = Table(head=head, commit_ids={0: head.commit_id})
+        self.datasets[created.dataset_id] = created
+        return created
+
+    async def get_source(self, dataset_id: str, source_id: str) -> Source:
+        number = self.datasets[dataset_id].number
+        return Source(
+            number=number, dataset_number=number, dataset_id=dataset_id, source_id=source_id, generation=1
         )
 
-    def drop(self, dataset_number: int) -> None:
+    async def delete_dataset(self, dataset_number: int, **_: Any) -> None:
         self.tables[dataset_number] = None
 
-    def write(self, dataset_number: int, actions: Iterable[tuple[str, bytes | None]]) -> Appended | None:
-        appended = self.tables[dataset_number].commit(actions)
-        return appended and replace(appended, dataset_number=dataset_number)
+    async def commit(self, commits: Sequence[Commit], **_: Any) -> GroupResult:
+        """All as one group of one dataset, one revision each."""
+        table = self._table(commits[0].dataset_number)
+        before = table.head
+        for commit in commits:
+            write = commit.write
+            data = write.data if isinstance(write, Upserts) else [None] * len(write.record_ids)
+            table.commit(zip(write.record_ids, data, strict=True))
+        appended = Appended(
+            dataset_number=commits[0].dataset_number,
+            from_revision=before.revision,
+            head=table.head,
+            changes=table.changes(before.last_position),
+        )
+        return GroupResult(
+            results=[],
+            appended=[appended] if table.head != before else [],
+            transaction_seconds=0,
+            sync_seconds=0,
+        )
+
+    async def purge(self, dataset_number: int, **_: Any) -> None:
+        table = self._table(dataset_number)
+        table.purge(table.head.revision)
 
     def restart(self) -> None:
         """What a process start does: one more history."""
@@ -194,16 +206,29 @@ class MemoryStore(Store):
         max_bytes: int,
         seen_revision: int = 0,
     ) -> Page:
-        self.reads += 1
-        if self.before_read:
-            await self.before_read(after)
-        page = self._table(dataset_number).page(after, max_changes, max_bytes, seen_revision)
-        if self.after_read:
-            await self.after_read(page)
-        return page
+        return self._table(dataset_number).page(after, max_changes, max_bytes, seen_revision)
 
     async def read_head(self, dataset_number: int) -> Head:
         return self._table(dataset_number).head
+
+    async def list_records(
+        self, dataset_number: int, *, after: str, limit: int, max_bytes: int
+    ) -> tuple[Sequence[Record], bool, int]:
+        table = self._table(dataset_number)
+        live = [(k, row) for k, row in sorted(table.rows.items()) if row.data is not None and k > after]
+        return [record_of(k, row) for k, row in live[:limit]], len(live) > limit, table.head.revision
+
+    async def get_records(
+        self, dataset_number: int, record_ids: Sequence[str], *, max_bytes: int
+    ) -> tuple[Sequence[Record], Sequence[str], int]:
+        table = self._table(dataset_number)
+        live = [(k, row) for k in record_ids if (row := table.rows.get(k)) and row.data is not None]
+        kept, size = [], 0
+        for k, row in live:
+            size += len(k) + len(row.data)
+            if not kept or size <= max_bytes:
+                kept.append(record_of(k, row))
+        return kept[::-1], [k for k, _ in live[len(kept) :]], table.head.revision
 
     def _table(self, dataset_number: int) -> Table:
         table = self.tables.get(dataset_number)
@@ -213,3 +238,35 @@ class MemoryStore(Store):
 
 
 MemoryStore.__abstractmethods__ = frozenset()
+
+
+def record_of(record_id: str, row: Row) -> Record:
+    return Record(
+        record_id=record_id,
+        data=row.data,
+        revision=row.revision,
+        source_id="default",
+        create_time_us=row.revision,
+        update_time_us=row.revision,
+    )
+
+
+def new_dataset(dataset_id: str) -> Dataset:
+    """A dataset as it is before the store has it."""
+    incarnation = os.urandom(16)
+    return Dataset(
+        number=0,
+        dataset_id=dataset_id,
+        incarnation=incarnation,
+        generation=1,
+        identity=Identity(kind=IdentityKind.KEY, key_fields=("id",)),
+        record_scope=RecordScope.SHARED,
+        schema="",
+        display_name="",
+        description="",
+        retention=Retention(),
+        annotations={},
+        create_time_us=0,
+        update_time_us=0,
+        head=Head(),
+    )

@@ -16,7 +16,7 @@ class Progress:
         self.position = position
         self.head: Head | None = None
         """Of the last checkpoint; None before the first."""
-        self.confirmed = False
+        self.confirmed = position is None
         """Nothing has called the position into question since the last read began."""
         self.floor_revision = floor_revision
         """Pages read at an older head than this are not for this subscriber."""
@@ -44,7 +44,7 @@ class Progress:
 
     def ready(self, ring: Ring, shared: FrameCache) -> list[Frame]:
         """Frames that are at hand and follow; empty: there are none."""
-        if self.position is not None and not self.confirmed:
+        if not self.confirmed:
             return []
         if self.position is not None and self.position.complete:
             frames = ring.follow(self.position, max_bytes=self._settings.message_bytes)
