@@ -8,7 +8,7 @@
     anything else         UnknownEvent: a newer protocol; nothing is skipped over
 
 ``Order`` is told of every event as it comes and answers with its public form. On a contradiction it raises
-FeedViolation, and stays where it was: at ``token``, everything before which has been handed out.
+FeedViolation, and ``reconnect`` goes back to the newest token, everything before which has been handed out.
 """
 
 from collections.abc import Callable
@@ -31,30 +31,47 @@ class FeedViolation(Exception):
 class Order:
     """Where a feed stands."""
 
-    __slots__ = ("_revision", "_revision_at_token", "decode", "token")
+    __slots__ = ("_begun", "_resume", "_revision", "_revision_at_resume", "decode", "token")
 
     def __init__(self, token: bytes, decode: Callable[[bytes], Any], *, from_now: bool = False) -> None:
         self.token = token
-        """Resumes after everything that was handed out."""
+        """Resumes after everything that was handed out; after a reset still the one that was refused."""
         self.decode = decode
+        self._resume = token  # the same for this process: empty after a reset, which was handed out already
+        self._begun = False  # something was handed out of a copy that has no token yet
         self._revision: int | None = None if token or from_now else 0
-        """Where the last batch ended; None: not known, the token comes from elsewhere."""
-        self._revision_at_token = self._revision
+        self._revision_at_resume = self._revision
 
     @property
     def revision(self) -> int:
         """Where the last batch ended; 0 while that is not known."""
         return self._revision or 0
 
+    @property
+    def resume(self) -> bytes:
+        """Token for the next connection of this feed."""
+        return self._resume
+
+    def reconnect(self) -> Reset | None:
+        """Go back to ``resume``: what came after it will come again.
+
+        Where that is the very beginning, what was handed out has to be taken back: by a reset.
+        """
+        self._revision = self._revision_at_resume
+        if not self._begun:
+            return None
+        self._begun = False
+        return Reset(
+            reason=ResetReason.UNSPECIFIED,
+            message="the connection broke before the copy had a token; it begins anew",
+            token=self.token,
+        )
+
     def confirm(self, token: bytes) -> None:
         """Take the token of a page, which is that of its last event where that has one. Raises FeedViolation."""
         if not token:
             raise FeedViolation("a page without a token")
         self._keep(token)
-
-    def rewind(self) -> None:
-        """Go back to ``token``: what came after it will come again."""
-        self._revision = self._revision_at_token
 
     def accept(self, event: feed_pb2.FeedEvent) -> ChangeBatch[Any] | Checkpoint | Reset:
         """Check one event and make it public. Raises FeedViolation, UnknownEvent."""
@@ -87,6 +104,8 @@ class Order:
         self._revision = end
         if changes.token:
             self._keep(changes.token)
+        elif not self._resume:
+            self._begun = True
         return batch
 
     def _checkpoint(self, message: feed_pb2.Checkpoint) -> Checkpoint:
@@ -101,12 +120,15 @@ class Order:
         return to_checkpoint(message)
 
     def _reset(self, message: feed_pb2.Reset) -> Reset:
-        self._revision = 0
+        self._resume = b""
+        self._revision = self._revision_at_resume = 0
+        self._begun = False
         return Reset(reason=ResetReason(message.reason), message=message.message, token=self.token)
 
     def _keep(self, token: bytes) -> None:
-        self.token = token
-        self._revision_at_token = self._revision
+        self.token = self._resume = token
+        self._revision_at_resume = self._revision
+        self._begun = False
 
 
 def _check_columns(batch: ChangeBatch[Any]) -> None:

@@ -172,6 +172,8 @@ class ChangeFeed(Generic[T]):
         while True:
             if self._closed:
                 raise StopAsyncIteration
+            if self._call is None and (reset := self._connect()) is not None:
+                return reset
             for event in self._received:
                 try:
                     part = self._order.accept(event)
@@ -188,7 +190,8 @@ class ChangeFeed(Generic[T]):
 
     async def _receive(self) -> None:
         """Read one message, or deal with what came instead of it."""
-        call = self._call or self._connect()
+        call = self._call
+        assert call is not None
         try:
             async with asyncio.timeout(self._options.silence_seconds):
                 message: Any = await call.read()
@@ -210,17 +213,18 @@ class ChangeFeed(Generic[T]):
             else:
                 self._received = iter(message.events)
 
-    def _connect(self) -> "grpc.aio.UnaryStreamCall[Any, Any]":
-        self._order.rewind()
+    def _connect(self) -> Reset | None:
+        """Open a stream; a reset, if what was handed out cannot be continued."""
+        reset = self._order.reconnect()
         request = SubscribeRequest(dataset=self._dataset, min_revision=self._min_revision)
-        if self._order.token:
-            request.token = self._order.token
-        elif self._from_now:
+        if self._order.resume:
+            request.token = self._order.resume
+        elif self._from_now and not self._order.token:
             request.from_now = True
         self._connected_at = _now()
         self._progress = False
         self._call = self._stub.Subscribe(request, metadata=self._caller.metadata)
-        return self._call
+        return reset
 
     def _drop(self) -> None:
         """End the present stream; what it brought and was not looked at will come again."""
