@@ -11,7 +11,7 @@ from syncline.cli.exits import ExitCode
 from syncline.cli.invocation import shared_callback, silence_stdout
 from syncline.cli.options import with_options
 
-_EPILOG = "Exit codes:\n\n" + "\n\n".join(exits.table().splitlines())
+_EPILOG = "Exit codes:\n\n" + "\n".join(f"* {code}: {meaning}" for code, meaning in exits.MEANINGS.items())
 
 
 def _show_version(wanted: bool) -> None:

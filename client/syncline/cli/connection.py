@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import syncline
 from syncline.cli.exits import CommandError, ExitCode
+from syncline.cli.failures import in_options
 from syncline.cli.options import DEFAULT_SERVER, Options
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ async def connect(options: Options) -> "AsyncIterator[Client]":
             insecure=_flag("SYNCLINE_INSECURE", options.insecure),
         )
     except ValueError as error:
-        raise CommandError(str(error), code=ExitCode.USAGE) from None
+        raise CommandError(in_options(str(error)), code=ExitCode.USAGE) from None
     async with client:
         yield client
 

@@ -7,7 +7,7 @@ data of the changes waits in a temporary file.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -80,18 +80,21 @@ class CopyFile:
     def commit(self, checkpoint: "Checkpoint") -> None:
         """Write the file anew and put it in place. Raises DivergedError when it does not equal the dataset."""
         try:
-            with replacing(self._path) as draft:
-                self._write(draft, checkpoint)
+            if self._offsets or self._from_nothing:
+                with replacing(self._path) as draft:
+                    self._verify(checkpoint, draft.write)
+            else:
+                self._verify(checkpoint, len)  # nothing to write
         except msgspec.DecodeError as error:
             raise DivergedError(f"{self._path} is not a copy that this command wrote: {error}") from None
         self._offsets.clear()
         self._from_nothing = False
 
-    def _write(self, draft: BinaryIO, checkpoint: "Checkpoint") -> None:
+    def _verify(self, checkpoint: "Checkpoint", write: Callable[[bytes], object]) -> None:
         count = total = 0
         for line in self._lines():
             entry = _decode(line)
-            draft.write(line)
+            write(line)
             total += entry_digest(entry.record_id, entry.revision, bytes(entry.data))
             count += 1
         digest = (total % _MODULUS).to_bytes(16, "big")

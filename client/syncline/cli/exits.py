@@ -40,11 +40,6 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
 }
 
 
-def table() -> str:
-    """The exit codes as lines of text."""
-    return "\n".join(f"{code:>4}  {meaning}" for code, meaning in MEANINGS.items())
-
-
 class CommandError(Exception):
     """An error that the command itself finds; ``hint`` is the next step."""
 

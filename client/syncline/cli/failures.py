@@ -32,14 +32,35 @@ _HINTS: Final[Mapping[str, str]] = {
     "DATASET_NOT_FOUND": "`syncline dataset list` shows what is there, `syncline dataset create NAME` makes one.",
     "SOURCE_NOT_FOUND": "`syncline source list DATASET` shows what is there, `syncline source create DATASET NAME` makes one.",
     "KEY_NOT_FOUND": "`syncline key list` shows what is there.",
-    "MASS_DELETE": "if that is what you want, say so with --allow-mass-delete.",
     "SOURCE_DISABLED": "`syncline source enable DATASET SOURCE` opens it again.",
-    "IDENTITY_IN_USE": "--rekey gives all records their new ids in one commit.",
     "IDENTITY_NOT_ADDRESSABLE": "delete by id: `syncline delete DATASET --id ID`.",
     "SESSION_INVALID": "somebody else may have opened a session on the same source: give each loader its own.",
     "TOKEN_INVALID": "the token file is damaged: remove it to begin again from nothing.",
     "STORE_FULL": "make room on the server's disk; nothing that was acknowledged is lost.",
 }
+
+IN_OPTIONS: Final[Mapping[str, str]] = {
+    "pass key=… to connect()": "pass --key",
+    "the argument `key`": "--key",
+    "load() and sessions split their rows by themselves": "use a smaller --batch",
+    "open the session with allow_mass_delete=True": "say so with --allow-mass-delete",
+    "pass rekey=True": "use --rekey",
+    "pass tls=Tls(ca=…) with": "use --ca with",
+    "pass tls=Tls(server_name=…)": "use the name in the certificate as --server",
+    "pass tls=Tls(certificate=…, private_key=…)": "use --cert and --cert-key",
+    "leave out tls=False": "use --tls",
+    "leave out tls=": "leave out --tls and --ca",
+    "pass tls=True": "use --tls",
+    "pass insecure=True": "use --insecure",
+}
+"""What the SDK advises in terms of its arguments, in terms of this command's options. In this order."""
+
+
+def in_options(message: str) -> str:
+    """A message of the SDK with the command's options in place of the SDK's arguments."""
+    for phrase, option in IN_OPTIONS.items():
+        message = message.replace(phrase, option)
+    return message
 
 
 def failure_of(error: Exception) -> Failure:
@@ -75,7 +96,7 @@ def _sdk_failure(error: syncline.SynclineError) -> Failure:
     details += [f"{name}: {text}" for name, text in error.fields.items()]
     return Failure(
         code=code,
-        message=error.message,
+        message=in_options(error.message),
         reason=error.reason,
         hint=_HINTS.get(error.reason, ""),
         details=details,

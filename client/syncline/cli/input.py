@@ -59,7 +59,10 @@ def opened(path: str, form: Format | None) -> Iterator[Input]:
         form = Format.JSONL
     if path == STDIN and sys.stdin.isatty():
         sys.stderr.write(f"reading {form} from the terminal; end with Ctrl-D\n")
-    raw = FileIO(0 if path == STDIN else path, closefd=path != STDIN)
+    try:
+        raw = FileIO(0 if path == STDIN else path, closefd=path != STDIN)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", code=ExitCode.USAGE) from None
     stream = BufferedReader(raw, 256 * 1024)
     is_file = raw.seekable()
     try:

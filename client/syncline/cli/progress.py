@@ -30,8 +30,17 @@ def progress(source: Input, output: Output) -> Iterator[Advance]:
         done = source.done_bytes() if source.total_bytes is not None else None
         bar.update(task, completed=done, records=records, rate=rate)
 
+    def note(text: str) -> None:
+        from rich.text import Text
+
+        bar.console.print(Text.from_ansi(text), soft_wrap=True)
+
     with bar:
-        yield advance
+        output.note_through = note
+        try:
+            yield advance
+        finally:
+            output.note_through = None
 
 
 def _bar(has_total: bool, output: Output) -> "Progress":

@@ -28,6 +28,9 @@ _BATCH: Final = 1_000
 _SESSION_BATCH: Final = 4_000
 """Several calls, which the SDK keeps in flight together; a session knows their order."""
 
+_RATE_FROM_RECORDS: Final = 1_000
+"""Of fewer records the rate says more about the connection."""
+
 _PATIENCE_SECONDS: Final = 120.0
 """How long one call waits for a server that restarts."""
 
@@ -75,7 +78,6 @@ class Totals:
         self.updated += result.updated
         self.unchanged += result.unchanged
         self.superseded += result.count(RecordStatus.SUPERSEDED)
-        self.written += result.records
         self.revision = max(self.revision, result.revision)
 
     def close(self, result: "SessionResult") -> None:
@@ -248,6 +250,7 @@ class _Push:
             return False
         self._refusals.refused(result.violations, batch.records)
         self._totals.add(result)
+        self._totals.written += len(batch.records) - len({violation.index for violation in result.violations})
         return True
 
     async def _check_batch(self, batch: Batch) -> bool:
@@ -298,11 +301,18 @@ def _summary(settings: Settings, totals: Totals, seconds: float) -> str:
         )
         if number
     ]
-    rate = f"{count(totals.records, 'record')} in {duration(seconds)} ({totals.records / max(seconds, 1e-6):,.0f}/s)"
+    what = ", ".join(counts)
+    rate = f"in {duration(seconds)}"
+    if totals.records >= _RATE_FROM_RECORDS:
+        rate += f" ({totals.records / max(seconds, 1e-6):,.0f}/s)"
     if settings.dry_run:
-        return f"{settings.dataset}: checked {rate}; nothing was changed; it would be: {', '.join(counts) or 'nothing'}"
+        checked = f"{count(totals.records, 'record')} checked {rate}, nothing was changed"
+        return f"{settings.dataset}: {checked}; a push would be: {what or 'nothing new'}"
+    pushed = count(totals.records, "record")
+    if totals.written < totals.records:
+        pushed = f"{totals.written:,} of {pushed} pushed"
     at = f"; revision {totals.revision:,}" if totals.revision else ""
-    return f"{settings.dataset}: {rate}: {', '.join(counts) or 'nothing changed'}{at}"
+    return f"{settings.dataset}: {pushed} {rate}: {what or 'nothing changed'}{at}"
 
 
 def _outcome(settings: Settings, totals: Totals) -> str:
@@ -312,7 +322,9 @@ def _outcome(settings: Settings, totals: Totals) -> str:
         return "The others were pushed."
     if settings.session in (SessionMode.REPLACE, SessionMode.ACCRUE):
         return "The session was rolled back: nothing was changed."
+    if not totals.written:
+        return "Nothing was changed."
     return (
-        f"The first {totals.written:,} records of the input were pushed, the others were not. Mend and push "
-        "again (what is there already is unchanged), use --partial, or --session accrue for all or nothing."
+        f"The first {count(totals.written, 'record')} of the input were pushed, the others were not. Mend the input "
+        "and push it again; --partial pushes the good ones, --session accrue all or nothing."
     )

@@ -97,6 +97,8 @@ class Output:
     """True and False force it; None: on a terminal, unless NO_COLOR is set or TERM is dumb."""
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
+    note_through: Callable[[str], None] | None = None
+    """Takes the notes instead of ``err`` while something else is drawn there."""
 
     @property
     def out_is_terminal(self) -> bool:
@@ -132,6 +134,9 @@ class Output:
 
     def note(self, text: str) -> None:
         """One line on standard error, for people."""
+        if self.note_through is not None:
+            self.note_through(text)
+            return
         self.err.write(text + "\n")
         self.err.flush()
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from syncline import ChangeBatch, Checkpoint, Reset
 
 _TICK_SECONDS: Final = 1.0
+_RECONNECT: Final = re.compile(r"connecting again in [0-9.]+ s: (?P<why>[^;]*)")
+"""What the SDK logs before it connects again; advice after the first clause is for the first connection."""
+
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
@@ -94,9 +98,10 @@ class _View:
                     for text in text_lines(part, self._output):
                         self._output.line(text)
             case Checkpoint():
-                self._checkpoint = part
-                if self._json:
+                if self._json and self._checkpoint_is_news(part):
                     self._output.value(checkpoint_line(part))
+                self._checkpoint = part
+                self.tick()
             case Reset():
                 self._clear()
                 self._checkpoint = None
@@ -106,7 +111,10 @@ class _View:
                     text = f"reset ({part.reason.name.lower()}): {escape(part.message)}; a complete new copy follows"
                     self._output.line(self._output.paint(text, "yellow"))
         self._output.out.flush()
-        self.tick()
+
+    def _checkpoint_is_news(self, checkpoint: "Checkpoint") -> bool:
+        """Whether it says more than the last one; the ones that come while nothing happens do not."""
+        return self._checkpoint is None or self._checkpoint.revision != checkpoint.revision
 
     def tick(self) -> None:
         """Renew the line of state."""
@@ -170,7 +178,9 @@ class _Notices(logging.Handler):
         self._view = view
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._view.connection_lost(record.getMessage())
+        told = _RECONNECT.search(record.getMessage())
+        if told:
+            self._view.connection_lost(told["why"])
 
 
 class _Tokens:
