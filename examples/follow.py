@@ -54,10 +54,11 @@ class Copy:
 
 async def follow(dataset: syncline.Dataset, copy: Copy, *, until_revision: int) -> None:
     """Follow to the first checkpoint at this revision or later. Your own follower goes on for ever."""
-    async for event in dataset.changes(token=copy.token):
-        if copy.apply(event) and event.revision >= until_revision:
-            print(f"exact at revision {event.revision}: {event.record_count} records")
-            return
+    async with dataset.changes(token=copy.token) as changes:
+        async for event in changes:
+            if copy.apply(event) and event.revision >= until_revision:
+                print(f"exact at revision {event.revision}: {event.record_count} records")
+                return
 
 
 async def main() -> None:

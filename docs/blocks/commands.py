@@ -101,7 +101,7 @@ def _meaning(parameter: Any) -> str:
     default = parameter.default
     if (
         parameter.param_type_name == "option"
-        and default not in (None, False, (), [], ...)
+        and default not in (None, False, (), [], "", ...)
         and not callable(default)
     ):
         text += f" Default: `{default}`."

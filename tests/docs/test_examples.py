@@ -5,12 +5,14 @@ marked ``python`` are scripts, or doctests. Blocks marked otherwise are not run.
 """
 
 import doctest
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.server_process import ServerProcess
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
@@ -26,11 +28,27 @@ DOCUMENTS = [
 ]
 
 
+@pytest.fixture
+def terminal(tmp_path):
+    server = ServerProcess(tmp_path / "server")
+    here = tmp_path / "here"
+    here.mkdir()
+    server.start_now()
+    try:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        environment["SYNCLINE_SERVER"] = server.address
+        environment["SYNCLINE_DATA"] = str(server.data)
+        yield Terminal(here, server.address, environment)
+    finally:
+        server.end()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_run(document, terminal):
     parsers = [
         CodeBlockParser("console", lambda example: terminal.console(example.parsed)),
-        CodeBlockParser("python", lambda example: terminal.python(example.parsed)),
+        CodeBlockParser("python", lambda example: terminal.python(example.parsed) and None),
     ]
     examples = list(Sybil(parsers=parsers, encoding="utf-8").parse(document).examples())
 
