@@ -22,6 +22,7 @@ back for lack of space, as ``Unavailable("STORE_UNAVAILABLE")`` when the outcome
 **Identity.** Where a method takes a ``RequestIdentity``, the identity is recorded in the same transaction as
 the effect. Seen before with the same fingerprint: nothing is done and the first answer comes back (for
 catalog methods: the present state). With another fingerprint: ``InvalidArgument("REQUEST_ID_REUSED")``.
+Identities of staged calls live and end with their session.
 """
 
 from abc import ABC, abstractmethod
@@ -46,7 +47,7 @@ from syncline_server.model import (
 )
 
 
-class StoreRefused(Exception):  # noqa: N818 - a verdict, like NotFound
+class StoreRefused(Exception):
     """The store cannot be opened as it is. The message is for the operator: why, and what to do."""
 
 
@@ -76,7 +77,7 @@ class GroupResult:
     """One for each commit, in order."""
     appended: Sequence[Appended]
     """What changed, one entry for each dataset that did. Its changes are carried when there are at most
-    ``carry_changes`` of them, in order, uncommitted or superseded ones never."""
+    ``carry_changes`` of them and they weigh little, in order, uncommitted or superseded ones never."""
     transaction_seconds: float
     """Time inside the transaction, the commit included."""
     sync_seconds: float
@@ -220,12 +221,15 @@ class Store(ABC):
 
         Each commit has its own revision and its own verdict. One that fails leaves nothing behind and takes
         nothing of the others with it. When the transaction as a whole fails, this raises and none of them
-        has happened (STORE_FULL) or that is not known (STORE_UNAVAILABLE).
+        has happened (STORE_FULL) or that is not known (STORE_UNAVAILABLE). A SessionCommit may have a
+        transaction of its own; when a later transaction of the group fails, its commits and those behind
+        them have the error as their verdict.
 
         Inside the transaction, in this order: the identity is looked up; dataset and source exist and the
         generation is the one expected (NotFound, Aborted(DATASET_CHANGED)); the source is enabled
         (FailedPrecondition(SOURCE_DISABLED)); the session, if one is named, is open and the sequence is next
-        (PermissionDenied(SESSION_INVALID), OutOfRange(SEQUENCE_GAP)); the conditions hold
+        (PermissionDenied(SESSION_INVALID), OutOfRange(SEQUENCE_GAP); a sequence that was accepted already gets
+        its first answer, under whatever identity); the conditions hold
         (Aborted(CONDITION_FAILED) with every failed one as a Violation, or with ``partial`` the status
         CONFLICT). Then:
 
@@ -235,7 +239,8 @@ class Store(ABC):
           records of other sources are anything else.
         * a SessionCommit applies the staged actions in their order and, in REPLACE mode, deletes what the source
           holds beyond them (reason REPLACE), by a set-based difference. Unchanged records keep their
-          revision. FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) leave the session open.
+          revision. The guard is asked about the source's own records that a REPLACE would delete.
+          FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) leave the session open.
         * the source's last-received time is set, also when nothing changed.
 
         A commit with ``dry_run`` goes through all of it, reports what would become of it, and changes nothing.
@@ -287,8 +292,10 @@ class Store(ABC):
     async def discard_session(
         self, session_id: str, *, source_number: int, identity: RequestIdentity | None = None
     ) -> None:
-        """End a session and drop what it staged. Not open: SESSION_INVALID, unless the identity says that
-        this very call did it before."""
+        """End a session and drop what it staged.
+
+        Not open: SESSION_INVALID, unless the identity says that this very call did it before.
+        """
 
     @abstractmethod
     async def expire_sessions(self, *, now_us: int) -> int:
@@ -342,8 +349,8 @@ class Store(ABC):
         """Move the purge watermark and drop the tombstones and commit ids below it, in one transaction.
 
         The watermark goes to the newest revision that was committed before ``before_us``, has at least
-        ``min_revisions`` after it, and needs no more than ``max_tombstones`` dropped; every tombstone up to
-        it goes. It never goes back.
+        ``min_revisions`` after it, and needs no more than ``max_tombstones`` dropped, or to the next one that
+        has tombstones when that alone has more; every tombstone up to it goes. It never goes back.
         """
 
     @abstractmethod

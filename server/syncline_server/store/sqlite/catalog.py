@@ -230,8 +230,9 @@ def holds_entries(connection: sqlite3.Connection, number: int) -> bool:
 
 def dataset_not_found(dataset_id: str = "") -> NotFound:
     """There is no such dataset."""
-    what = f"dataset {dataset_id!r} does not exist" if dataset_id else "the dataset was deleted"
-    return NotFound("DATASET_NOT_FOUND", what, **({"dataset": dataset_id} if dataset_id else {}))
+    if dataset_id:
+        return NotFound("DATASET_NOT_FOUND", f"dataset {dataset_id!r} does not exist", dataset=dataset_id)
+    return NotFound("DATASET_NOT_FOUND", "the dataset was deleted")
 
 
 # -- sources ----------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from syncline_server.model import (
     Deletes,
     Head,
     IdentityKind,
-    Reason,
     RecordScope,
     RequestIdentity,
     SessionMode,

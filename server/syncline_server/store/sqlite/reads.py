@@ -44,12 +44,9 @@ SELECT h.revision, h.commit_id, h.record_count, h.digest, h.commit_time_us, h.pu
 FROM head h, page WHERE h.dataset_number = ?1
 """
 
-_RECORD_COLUMNS: Final = """
-       group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
-       group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us)
-"""
-"""Columns joined by newlines or commas; ids of sources hold neither."""
-_RECORDS: Final = f"""
+# Columns come joined by newlines or commas; ids of sources hold neither. Sizes are summed over
+# length(data), which SQLite knows without reading the data.
+_RECORDS: Final = """
 WITH
 found AS MATERIALIZED (
     SELECT k.key AS number, e.record_id, e.position, e.create_time_us, e.source_number
@@ -62,13 +59,14 @@ sized AS MATERIALIZED (
     FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
 kept AS MATERIALIZED (SELECT number FROM sized WHERE total <= ?3 OR place = 1)
 SELECT h.revision, (SELECT group_concat(f.number) FROM found f WHERE f.number NOT IN (SELECT number FROM kept)), page.*
-FROM head h, (SELECT {_RECORD_COLUMNS} FROM (
+FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
+       group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
     SELECT f.record_id, r.data, r.revision, s.source_id, f.create_time_us, r.commit_time_us
     FROM kept k JOIN found f ON f.number = k.number JOIN record r ON r.slot = (?1 << 40) + f.position
                 JOIN source s ON s.number = f.source_number)) page
 WHERE h.dataset_number = ?1
 """
-_LIST: Final = f"""
+_LIST: Final = """
 WITH
 found AS MATERIALIZED (
     SELECT record_id, position, create_time_us, source_number FROM entry
@@ -79,7 +77,8 @@ sized AS MATERIALIZED (
     FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
 kept AS MATERIALIZED (SELECT * FROM sized WHERE (total <= ?4 OR place = 1) AND place <= ?3)
 SELECT h.revision, (SELECT count(*) FROM found) > (SELECT count(*) FROM kept), page.*
-FROM head h, (SELECT {_RECORD_COLUMNS} FROM (
+FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
+       group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
     SELECT k.record_id, r.data, r.revision, s.source_id, k.create_time_us, r.commit_time_us
     FROM kept k JOIN record r ON r.slot = (?1 << 40) + k.position
                 JOIN source s ON s.number = k.source_number ORDER BY k.record_id)) page

@@ -2,15 +2,13 @@
 
 import asyncio
 import secrets
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from syncline_server import failpoints
 from syncline_server.clock import Clock
-from syncline_server.errors import SynclineError, Unimplemented
+from syncline_server.errors import ResourceExhausted, SynclineError
 from syncline_server.model import (
     Appended,
     Commit,
@@ -28,11 +26,14 @@ from syncline_server.model import (
     Upserts,
 )
 from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
-from syncline_server.store.sqlite import catalog, reads, requests
+from syncline_server.store.sqlite import catalog, reads, rebuild, requests, sessions, upkeep
 from syncline_server.store.sqlite.connection import WRITER, connect, run_on
 from syncline_server.store.sqlite.files import (
+    RESERVE_BYTES,
     StoreFiles,
+    drop_ballast,
     exclusive_lock,
+    free_bytes,
     load_ballast,
     refuse_network_file_system,
 )
@@ -40,11 +41,19 @@ from syncline_server.store.sqlite.group import Carried, commit_group
 from syncline_server.store.sqlite.plan import check_fingerprint
 from syncline_server.store.sqlite.readers import Readers
 from syncline_server.store.sqlite.schema import append_history, apply_migration, missing_migrations
-from syncline_server.store.sqlite.writer import Writer
+from syncline_server.store.sqlite.staging import Staging
+from syncline_server.store.sqlite.trouble import store_full
+from syncline_server.store.sqlite.writer import Done, Writer
 
 T = TypeVar("T")
 
 READER_CONNECTIONS: Final = 2
+CHECKPOINT_BYTES: Final = 16 << 20
+"""``maintain`` moves the WAL into the database from this size on."""
+WAL_CAP_BYTES: Final = 256 << 20
+"""A commit that leaves the WAL larger has it emptied before the next one, whatever that costs."""
+RECLAIM_STEPS: Final = 50
+"""Transactions with which one ``maintain`` removes rows of deleted datasets."""
 
 
 @asynccontextmanager
@@ -73,11 +82,14 @@ async def open_store(
         opened = await writer.transact(append_history, "open", random_bytes, now_us=clock.now_us())
         load_ballast(files)
         readers = await stack.enter_async_context(Readers.open(path, connections=reader_connections))
+        open_sessions = await readers.read(sessions.all_sessions)
+        staging = await stack.enter_async_context(Staging.open(files.staging, open_sessions, clock))
         store = SqliteStore(
             info=opened.value,
             files=files,
             writer=writer,
             readers=readers,
+            staging=staging,
             clock=clock,
             random_bytes=random_bytes,
         )
@@ -95,6 +107,7 @@ class SqliteStore(Store):
         files: StoreFiles,
         writer: Writer,
         readers: Readers,
+        staging: Staging,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -104,14 +117,19 @@ class SqliteStore(Store):
         self._files = files
         self._writer = writer
         self._readers = readers
+        self._staging = staging
         self._clock = clock
         self._random_bytes = random_bytes
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._maintained_at = 0
 
     async def finish(self) -> None:
-        """Wait for whatever outlived its caller."""
+        """Wait for whatever outlived its caller, and leave an empty WAL behind."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if not self.failed.is_set():
+            with suppress(SynclineError):  # the next one to open the store does it
+                await self._writer.outside(upkeep.checkpoint, "TRUNCATE")
 
     async def _detached(self, work: Coroutine[Any, Any, T]) -> T:
         """Await several steps that belong together; a caller that is cancelled leaves them running."""
@@ -124,6 +142,15 @@ class SqliteStore(Store):
         """One transaction of the catalog."""
         done = await self._writer.transact(work, *args, now_us=self._clock.now_us())
         return done.value
+
+    async def _free(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """One transaction of the kind that frees space: it may use what is held back for it."""
+        try:
+            return (await self._writer.transact(work, *args, **kwargs)).value
+        except ResourceExhausted:
+            if not drop_ballast(self._files):
+                raise
+        return (await self._writer.transact(work, *args, **kwargs)).value
 
     # -- catalog ------------------------------------------------------------------------------------------
 
@@ -145,11 +172,45 @@ class SqliteStore(Store):
         """See Store."""
         return await self._write(catalog.update_dataset, dataset, expected_generation, identity)
 
+    async def rekey(
+        self,
+        dataset: Dataset,
+        make_record_id: Callable[[bytes, str], str],
+        *,
+        expected_generation: int,
+        identity: RequestIdentity | None = None,
+    ) -> tuple[Dataset, Appended | None]:
+        """See Store."""
+        done = await self._detached(
+            self._rebuild(rebuild.rekey, dataset, make_record_id, expected_generation, identity)
+        )
+        assert done.dataset is not None
+        return done.dataset, done.appended
+
+    async def _rebuild(self, work: Callable[..., rebuild.Rebuilt], *args: Any) -> rebuild.Rebuilt:
+        now_us, random_bytes = self._clock.now_us(), self._random_bytes
+        done = await self._writer.transact(work, *args, now_us=now_us, random_bytes=random_bytes)
+        await self._staging.discard(done.value.ended_sessions)
+        return done.value
+
     async def delete_dataset(
         self, dataset_number: int, *, expected_generation: int | None, identity: RequestIdentity | None = None
     ) -> None:
         """See Store."""
-        await self._write(catalog.delete_dataset, dataset_number, expected_generation, identity)
+        await self._detached(self._delete_dataset(dataset_number, expected_generation, identity))
+
+    async def _delete_dataset(
+        self, dataset_number: int, expected_generation: int | None, identity: RequestIdentity | None
+    ) -> None:
+        await self._free(
+            catalog.delete_dataset,
+            dataset_number,
+            expected_generation,
+            identity,
+            now_us=self._clock.now_us(),
+        )
+        staged = self._staging.sessions()
+        await self._staging.discard([s.session_id for s in staged if s.dataset_number == dataset_number])
 
     async def create_source(self, source: Source, *, identity: RequestIdentity | None = None) -> Source:
         """See Store."""
@@ -168,6 +229,15 @@ class SqliteStore(Store):
     ) -> Source:
         """See Store."""
         return await self._write(catalog.update_source, source, expected_generation, identity)
+
+    async def delete_source(
+        self, source: Source, *, expected_generation: int | None, identity: RequestIdentity | None = None
+    ) -> Appended | None:
+        """See Store."""
+        done = await self._detached(
+            self._rebuild(rebuild.delete_source, source, expected_generation, identity)
+        )
+        return done.appended
 
     async def create_key(self, key: Key, *, identity: RequestIdentity | None = None) -> Key:
         """See Store."""
@@ -201,16 +271,71 @@ class SqliteStore(Store):
 
     async def commit(self, commits: Sequence[Commit], *, carry_changes: int = 10_000) -> GroupResult:
         """See Store."""
+        if any(isinstance(commit.write, SessionCommit) for commit in commits):
+            return await self._detached(self._commit_in_parts(commits, carry_changes))
         carried = Carried(carry_changes)
-        done = await self._writer.transact(
-            commit_group, commits, carried, now_us=self._clock.now_us(), random_bytes=self._random_bytes
-        )
+        done = await self._commit_part(commits, carried, carry_changes)
         return GroupResult(
             results=done.value,
             appended=carried.appended(),
             transaction_seconds=done.transaction_seconds,
             sync_seconds=done.sync_seconds,
         )
+
+    async def _commit_in_parts(self, commits: Sequence[Commit], carry_changes: int) -> GroupResult:
+        """Give each SessionCommit a transaction of its own: a file cannot be attached inside one."""
+        carried = Carried(carry_changes)
+        results: list[CommitResult | SynclineError] = []
+        transaction_seconds = sync_seconds = 0.0
+        for part in _parts(commits):
+            try:
+                done = await self._commit_part(part, carried, carry_changes)
+            except SynclineError as error:
+                if not results:
+                    raise
+                results += [error] * (len(commits) - len(results))
+                break
+            results += done.value
+            transaction_seconds += done.transaction_seconds
+            sync_seconds += done.sync_seconds
+        return GroupResult(
+            results=results,
+            appended=carried.appended(),
+            transaction_seconds=transaction_seconds,
+            sync_seconds=sync_seconds,
+        )
+
+    async def _commit_part(
+        self, commits: Sequence[Commit], carried: Carried, carry_changes: int
+    ) -> Done[list[CommitResult | SynclineError]]:
+        now_us, random_bytes = self._clock.now_us(), self._random_bytes
+        if isinstance(commits[0].write, SessionCommit):
+            done = await self._commit_session(commits[0], carried, carry_changes)
+        else:
+            done = await self._writer.transact(
+                commit_group, commits, carried, now_us=now_us, random_bytes=random_bytes
+            )
+        if self._writer.wal_bytes() > WAL_CAP_BYTES:
+            self._start(self._checkpoint("TRUNCATE"))
+        return done
+
+    async def _commit_session(
+        self, commit: Commit, carried: Carried, carry_changes: int
+    ) -> Done[list[CommitResult | SynclineError]]:
+        assert isinstance(commit.write, SessionCommit)
+        session_id = commit.write.session_id
+        arguments: dict[str, Any] = {"now_us": self._clock.now_us(), "random_bytes": self._random_bytes}
+        if not self._staging.holds(session_id):
+            return await self._writer.transact(
+                sessions.commit_session, commit, carried, carry_changes, **arguments
+            )
+        async with self._staging.frozen(session_id) as uri:
+            done = await self._writer.attached(
+                (uri, "staged"), sessions.commit_session, commit, carried, carry_changes, **arguments
+            )
+            if isinstance(done.value[0], CommitResult) and not commit.dry_run:
+                await self._staging.forget(session_id)
+        return done
 
     async def find_answer(self, identity: RequestIdentity) -> CommitResult | None:
         """See Store."""
@@ -222,8 +347,79 @@ class SqliteStore(Store):
 
     async def forget_requests(self, *, before_us: int, limit: int) -> int:
         """See Store."""
-        done = await self._writer.transact(requests.forget, before_us=before_us, limit=limit)
-        return done.value
+        return await self._free(requests.forget, before_us=before_us, limit=limit)
+
+    # -- sessions -----------------------------------------------------------------------------------------
+
+    async def open_session(self, session: Session, *, identity: RequestIdentity | None = None) -> Session:
+        """See Store."""
+        return await self._detached(self._open_session(session, identity))
+
+    async def _open_session(self, session: Session, identity: RequestIdentity | None) -> Session:
+        opened: sessions.Opened = await self._write(sessions.open_session, session, identity)
+        if opened.replayed:
+            return self._staging.counted(opened.session)
+        self._staging.add(opened.session)
+        await self._staging.discard(opened.superseded)
+        return opened.session
+
+    async def get_session(self, session_id: str, *, source_number: int) -> Session:
+        """See Store."""
+        session = await self._readers.read(sessions.session_by_id, session_id, source_number)
+        return self._staging.counted(session)
+
+    async def stage(
+        self,
+        session_id: str,
+        write: Upserts | Deletes,
+        *,
+        source_number: int,
+        sequence: int = 0,
+        identity: RequestIdentity | None = None,
+    ) -> StagedCall:
+        """See Store."""
+        return await self._detached(
+            self._staging.keep(
+                session_id, write, source_number=source_number, sequence=sequence, identity=identity
+            )
+        )
+
+    async def prepare_session(self, session_id: str) -> None:
+        """See Store."""
+        if self._staging.holds(session_id):
+            await self._detached(self._staging.prepare(session_id))
+
+    async def discard_session(
+        self, session_id: str, *, source_number: int, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._detached(self._discard_session(session_id, source_number, identity))
+
+    async def _discard_session(
+        self, session_id: str, source_number: int, identity: RequestIdentity | None
+    ) -> None:
+        await self._write(sessions.discard_session, session_id, source_number, identity)
+        await self._staging.discard([session_id])
+
+    async def expire_sessions(self, *, now_us: int) -> int:
+        """See Store."""
+        return await self._detached(self._expire_sessions(now_us))
+
+    async def _expire_sessions(self, now_us: int) -> int:
+        expired = [
+            session.session_id
+            for session in self._staging.sessions()
+            if session.expire_time_us is not None and session.expire_time_us <= now_us
+        ]
+        if not expired and not await self._readers.read(sessions.expires_streams):
+            return 0
+        ended = await self._free(sessions.expire, expired, now_us)
+        await self._staging.discard(expired)
+        return ended
+
+    async def count_sessions(self) -> int:
+        """See Store."""
+        return await self._readers.read(sessions.count_sessions)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -264,19 +460,68 @@ class SqliteStore(Store):
             reads.list_records, dataset_number, after=after, limit=limit, max_bytes=max_bytes
         )
 
-    # -- not there yet ------------------------------------------------------------------------------------
+    # -- upkeep -------------------------------------------------------------------------------------------
 
-    async def _missing(self, *_: Any, **__: Any) -> Any:
-        raise Unimplemented("NOT_OFFERED", "this version of the store does not offer it")
-
-    rekey = delete_source = open_session = get_session = stage = prepare_session = _missing  # type: ignore[assignment]
-    discard_session = expire_sessions = purge = _missing  # type: ignore[assignment]
-
-    async def count_sessions(self) -> int:
-        return 0
+    async def purge(
+        self, dataset_number: int, *, before_us: int, min_revisions: int, max_tombstones: int
+    ) -> PurgeResult:
+        """See Store."""
+        wanted = await self._readers.read(
+            upkeep.newest_before, dataset_number, before_us=before_us, min_revisions=min_revisions
+        )
+        return await self._free(upkeep.purge, dataset_number, wanted, max_tombstones)
 
     async def maintain(self) -> None:
-        return
+        """See Store. Checkpoints the WAL, removes what deleted datasets left, closes idle files."""
+        idle = self._maintained_at == self._writer.transactions
+        if await self._readers.read(upkeep.has_deleted):
+            idle = False
+            for _ in range(RECLAIM_STEPS):
+                if not await self._free(upkeep.reclaim):
+                    break
+        await self._staging.close_idle()
+        self._maintained_at = self._writer.transactions
+        size = self._writer.wal_bytes()
+        if size > WAL_CAP_BYTES or (idle and size):
+            await self._checkpoint("TRUNCATE")
+        elif size > CHECKPOINT_BYTES:
+            await self._checkpoint("PASSIVE")
+        if not self._writer.full:
+            load_ballast(self._files)
+
+    async def _checkpoint(self, mode: str) -> None:
+        await self._writer.outside(upkeep.checkpoint, mode)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(_ignoring_trouble(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def probe(self) -> None:
-        return
+        """See Store."""
+        self._writer.check()
+        free = free_bytes(self._files.database.parent)
+        if free < RESERVE_BYTES:
+            raise store_full(f"{free} bytes are free")
+        await self._writer.outside(upkeep.try_lock)
+
+
+async def _ignoring_trouble(work: Coroutine[Any, Any, None]) -> None:
+    """What a checkpoint meets, the next commit meets as well, and tells its caller."""
+    with suppress(SynclineError):
+        await work
+
+
+def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
+    """Cut a group so that each SessionCommit stands alone."""
+    part: list[Commit] = []
+    for commit in commits:
+        if isinstance(commit.write, SessionCommit):
+            if part:
+                yield part
+            yield [commit]
+            part = []
+        else:
+            part.append(commit)
+    if part:
+        yield part
