@@ -207,10 +207,10 @@ class Feed:
             raise Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again")
 
     async def _reach(self, dataset_number: int, revision: int) -> None:
-        waiters = self._revision_waiters.setdefault(dataset_number, set())
         while True:
             self._refuse_when_draining()
             # Registered before the look, so that a commit between the two is not missed.
+            waiters = self._revision_waiters.setdefault(dataset_number, set())
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiters.add(waiter)
             try:
