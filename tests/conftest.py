@@ -4,4 +4,5 @@ pytest_plugins = [
     "fixtures.fix_asyncio",
     "fixtures.fix_leaks",
     "fixtures.fix_secrets",
+    "fixtures.fix_servers",
 ]

@@ -1,6 +1,8 @@
 """Sessions through the SDK against a real server: the contract's section 4 (B-01 to B-43)."""
 
 import asyncio
+import signal
+from datetime import timedelta
 
 import pytest
 
@@ -213,7 +215,7 @@ async def test_b18_a_session_survives_a_restart(server, things):
     """B-18: staged rows are durable."""
     session = await things.open_session("replace", source="feed")
     await session.upsert(ROWS[:5])
-    await server.kill()
+    await server.stop(signal.SIGKILL)
     await server.start()
     await session.upsert(ROWS[5:])
     result = await session.close(commit=True)
@@ -235,7 +237,7 @@ async def test_b20_parallel_posts_in_one_stream_session(things):
 async def test_b19_an_idle_session_expires(things):
     """B-19: idle time-out rolls it back; a stream session has none by default."""
     stream = await things.open_session("stream", source="default")
-    session = await things.open_session("accrue", source="feed", idle_timeout=1.0)
+    session = await things.open_session("accrue", source="feed", idle_timeout=timedelta(seconds=1))
     await session.upsert(ROWS)
 
     async def dead():
