@@ -12,6 +12,12 @@ LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 EVENTS: dict[str, str] = {
     "loop.lag": "The event loop came late to a timer: something kept the process busy for so long.",
     "rpc.failed": "A call met something that nobody foresaw. The caller got INTERNAL with this incident id.",
+    "server.failed": "The server ends because of a fault that nobody foresaw; the traceback is with it.",
+    "server.grace_over": "The time for calls in progress is over while the server stops; so many are cut off.",
+    "server.started": "The server listens on these addresses.",
+    "server.stopped": "Everything is written and closed.",
+    "server.stopping": "A signal asked the server to stop; it drains.",
+    "store.failed": "The disk failed inside a commit, so what is on it is unknown; the process ends and is to be started again.",
     "store.not_writable": "Writes are refused from now on, for this reason; reads and streams go on.",
     "store.writable": "Writes are accepted again.",
     "upkeep.failed": "A run of a background task failed; the next one comes at its time.",

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.server_process import ServerProcess
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
+
+from support.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:7420"
