@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -52,22 +53,28 @@ def _progress(console: Console, name: str) -> Iterator[Callable[[str], None]]:
 
 async def _measure(
     arguments: argparse.Namespace, console: Console, parent: Path, peers: Mapping[str, System]
-) -> Outcome:
+) -> tuple[Outcome, list[str]]:
     found: list[Outcome] = []
+    failed: list[str] = []
     for name in arguments.only or figures.ALL:
         watch = Stopwatch()
         with _progress(console, name) as say, work_directory(parent) as directory:
             room = Room(directory=directory, quick=arguments.quick, peers=peers, say=say)
-            found.append(await figures.ALL[name](room))
-        console.print(f"{name} measured in {watch.seconds:.0f} s")
-    return Outcome(
+            try:
+                found.append(await figures.ALL[name](room))
+            except Exception:  # noqa: BLE001 - the other figures are worth having; the exit code tells
+                console.print(f"{name} failed:\n{traceback.format_exc()}", highlight=False, markup=False)
+                failed.append(name)
+        console.print(f"{name}: {watch.seconds:.0f} s")
+    outcome = Outcome(
         figures=[figure for outcome in found for figure in outcome.figures],
         requirements=[needed for outcome in found for needed in outcome.requirements],
     )
+    return outcome, failed
 
 
-async def main() -> None:
-    """Measure everything that was asked for. SIGTERM ends the servers too."""
+async def main() -> int:
+    """Measure everything that was asked for; 1 when a figure could not be measured. SIGTERM ends the servers too."""
     arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 180)
     task = asyncio.current_task()
@@ -78,7 +85,7 @@ async def main() -> None:
     watch = Stopwatch()
     present = _present(console)
     peers = {name: system for name, system in present.items() if name != "syncline"}
-    outcome = await _measure(arguments, console, parent, peers)
+    outcome, failed = await _measure(arguments, console, parent, peers)
     systems = {
         name: {"version": system.version(), "durability": system.durability}
         for name, system in present.items()
@@ -87,7 +94,8 @@ async def main() -> None:
     report.show(console, outcome, facts, systems)
     report.write_json(arguments.output, report.as_json(outcome, facts, systems))
     console.print(f"{arguments.output} written after {watch.seconds:.0f} s")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    loops.run(main())
+    sys.exit(loops.run(main()))

@@ -160,13 +160,18 @@ async def _prepared(
 async def _sampled(name: str, directory: Path, spy: str, seconds: float) -> str:
     async with _prepared(name, directory) as (running, work):
         cpu, rate = await _sample(spy, running.pid, directory / "cpu", seconds, work, "--native")
-        gil, _ = await _sample(spy, running.pid, directory / "gil", seconds, work, "--gil")
+        gil, _ = await _sample(spy, running.pid, directory / "gil", seconds, work, "--gil", "--nonblocking")
+        used = machine.cpu_seconds(running.pid)
         unwatched = await _repeat(work, seconds / 2)
+        used_us = (machine.cpu_seconds(running.pid) - used) * 1e6 / (unwatched * seconds / 2)
     return "\n".join(
         [
-            f"{name}: {unwatched:,.0f} records/s unwatched, {rate:,.0f} while watched",
+            (
+                f"{name}: {unwatched:,.0f} records/s unwatched, {rate:,.0f} while watched; "
+                f"{used_us:.1f} µs of the server's CPU a record"
+            ),
             "",
-            "== On a CPU, C code included. Percent of the time sampled: a full core is 100.",
+            "== Busy, C code included. Percent of the time sampled: a full core is 100.",
             _top_lists(cpu, seconds),
             "== Holds the GIL. Above 90 in sum the interpreter itself is the limit.",
             _top_lists(gil, seconds),
@@ -177,13 +182,15 @@ async def _sampled(name: str, directory: Path, spy: str, seconds: float) -> str:
 async def _sample(
     spy: str, pid: int, output: Path, seconds: float, work: Callable[[], Awaitable[int]], *options: str
 ) -> tuple[str, float]:
-    command = [
-        spy, "record", "--pid", str(pid), "--format", "raw", "--output", str(output), "--nonblocking",
-        "--threads", "--function", "--nolineno", "--rate", str(SAMPLES_PER_SECOND),
-        "--duration", str(int(seconds)), *options,
-    ]  # fmt: skip
+    arguments = f"record --pid {pid} --format raw --threads --nolineno --rate {SAMPLES_PER_SECOND} --duration {seconds:.0f}"
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        spy,
+        *arguments.split(),
+        "--output",
+        str(output),
+        *options,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     try:
         rate = await _repeat(work, seconds + 0.5)
@@ -196,28 +203,35 @@ async def _sample(
 
 
 def _top_lists(raw: str, seconds: float) -> str:
-    """The folded stacks as lists: threads, own time, time with callees."""
+    """The folded stacks as lists: threads, own time, time with callees in Python code."""
     threads: Counter[str] = Counter()
+    waits: Counter[str] = Counter()
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for line in raw.splitlines():
-        folded, _, count = line.rpartition(" ")
-        frames = [_ADDRESS.sub("", frame).strip() for frame in folded.split(";")]
-        if not frames or not count.isdigit():
+        folded, _, text = line.rpartition(" ")
+        thread, *frames = (_ADDRESS.sub("", frame).strip() for frame in folded.split(";"))
+        count = int(text)
+        if (wait := _wait(frames)) is not None:
+            waits[f"{thread}: {wait}"] += count
             continue
-        thread = frames[0] if frames[0].startswith("thread") else "thread"
-        threads[thread] += int(count)
-        own[frames[-1]] += int(count)
-        for frame in set(frames[1:]):
-            total[frame] += int(count)
+        threads[thread] += count
+        own[frames[-1]] += count
+        for frame in {frame for frame in frames if ".py)" in frame}:
+            total[frame] += count
     samples = seconds * SAMPLES_PER_SECOND
-    return "\n".join(
-        [
-            _list("threads", threads, samples),
-            _list("own time", own, samples),
-            _list("with callees", total, samples),
-        ]
-    )
+    lists = {"threads": threads, "waits": waits, "own time": own, "with callees": total}
+    return "\n".join(_list(title, counts, samples) for title, counts in lists.items() if counts)
+
+
+def _wait(frames: list[str]) -> str | None:
+    """What a thread that is not on a CPU waits for: py-spy takes one that waits in C code for a busy one."""
+    stack = " ".join(frames[-8:])
+    if "_queue_SimpleQueue_get" in stack or "_poll_wrapper" in stack or "epoll" in frames[-1]:
+        return "work"
+    if "pthread_cond_" in " ".join(frames[-2:]) and "signal" not in frames[-1]:
+        return "the GIL"  # nothing else here waits on a condition
+    return "the disk" if "fdatasync" in frames[-1] else None
 
 
 def _list(title: str, counts: Counter[str], samples: float) -> str:
