@@ -161,8 +161,12 @@ async def follow(copy: Copy, messages: Any, *, until: Callable[[], bool] | None 
 
 
 async def follow_to(copy: Copy, messages: Any, revision: int) -> Copy:
-    """Take messages until the copy is exact at this revision or later."""
-    return await follow(copy, messages, until=lambda: copy.exact and copy.revision >= revision)
+    """Take messages, if any are needed, until the copy is exact at this revision or later."""
+
+    def there() -> bool:
+        return copy.exact and copy.revision >= revision
+
+    return copy if there() else await follow(copy, messages, until=there)
 
 
 def other(dataset: Dataset, **fields: Any) -> Dataset:

@@ -51,8 +51,9 @@ class FrameMaker:
         from_revision = 0 if start is None else start.revision
         token = self.token(end)
         parts = []
-        # Without changes when only the revision moved, so that `from` still meets the `to` before it.
-        if page.changes or end.revision != from_revision:
+        # Also without changes, when the revision moved or a commit was left open: every `from` meets a `to`,
+        # and every open commit is closed.
+        if page.changes or end.revision != from_revision or not (start is None or start.complete):
             parts.append(
                 self._changes(page.changes, from_revision, end, token=b"" if end.complete else token)
             )
