@@ -241,6 +241,13 @@ async def make_admin_key(store: Store, path: Path, clock: Clock) -> None:
     )
 
 
+async def renew_admin_key(settings: Settings, clock: Clock | None = None) -> None:
+    """Make another admin key in a store that no server has open. Raises StoreRefused."""
+    clock = clock or SystemClock()
+    async with open_store(settings.data / DATABASE, clock=clock) as store:
+        await make_admin_key(store, settings.data / ADMIN_KEY, clock)
+
+
 def _write_private(path: Path, text: str) -> None:
     """Write a file whole or not at all, with mode 0600 from its first moment."""
     draft = path.with_name(path.name + ".new")

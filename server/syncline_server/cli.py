@@ -8,23 +8,31 @@ Exit codes: 0 done; 1 the server failed while serving, or fsck found damage; 2 w
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
+from rich.progress import Progress
 
-from syncline_server.app import EXIT_FAILED, Running, serve
+from syncline_server.app import ADMIN_KEY, DATABASE, EXIT_FAILED, Running, renew_admin_key, serve
 from syncline_server.logs import configure_logs
 from syncline_server.monitoring import MonitoringError
 from syncline_server.rpc.server import ListenError
 from syncline_server.settings import Settings, SettingsError, load_settings
 from syncline_server.store.abc import StoreRefused
+from syncline_server.store.sqlite import admin
+from syncline_server.store.sqlite import fsck as checking
 from syncline_server.versions import WrongVersion, check_versions
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EXIT_USAGE: Final = 2
 EXIT_CANNOT: Final = 3
@@ -127,6 +135,116 @@ def serve_command(
     except OSError as error:
         _fail(f"cannot start: {error}", EXIT_CANNOT)
     raise typer.Exit(code)
+
+
+@app.command()
+def fsck(*, data: _Data = None, config: _Config = None) -> None:
+    """Check the store, also while a server runs: structure, revisions, counts, digests.
+
+    Exit code 1 when there is damage; each problem is a line that begins with `problem:`.
+    """
+    _check(_database(config, data), advice="restore a backup (syncline-server restore)")
+    typer.echo("no problem found")
+
+
+@app.command()
+def backup(
+    to: Annotated[Path, typer.Argument(help="File to make; it must not exist.", show_default=False)],
+    *,
+    data: _Data = None,
+    config: _Config = None,
+) -> None:
+    """Copy the store to a file, also while a server runs, and check the copy.
+
+    It is one snapshot, with everything that was acknowledged before.
+    """
+    database = _database(config, data)
+    with _progress("backup") as progress:
+        _tool(admin.backup, database, to, progress=progress)
+    _check(to, advice="check the store itself (syncline-server fsck)")
+    typer.echo(f"backup in {to}")
+
+
+@app.command()
+def restore(
+    copy: Annotated[Path, typer.Argument(help="File made by `backup`.", show_default=False)],
+    *,
+    data: _Data = None,
+    config: _Config = None,
+) -> None:
+    """Replace the store by a backup. The server must be stopped.
+
+    The backup is checked first. A new history begins: followers that know of later data start again.
+    """
+    database = _database(config, data)
+    with _progress("restore") as progress:
+        datasets = _tool(admin.restore, copy, database, progress=progress)
+    typer.echo(f"restored {len(datasets)} datasets; start the server")
+
+
+@app.command()
+def migrate(
+    *,
+    data: _Data = None,
+    config: _Config = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")
+    ] = False,
+) -> None:
+    """Bring the store's schema up to date, as starting the server does. The server must be stopped."""
+    steps = _tool(admin.migrate, _database(config, data), dry_run=dry_run)
+    for step in steps:
+        typer.echo(("would apply " if dry_run else "applied ") + step)
+    if not steps:
+        typer.echo("the schema is up to date")
+
+
+@app.command("admin-key")
+def admin_key(*, data: _Data = None, config: _Config = None) -> None:
+    """Make another admin key and write it to the data directory, for when the first is lost.
+
+    The server must be stopped. The old key stays good: delete it with `syncline key delete`.
+    """
+    settings = _settings(config, data=data)
+    if not (settings.data / DATABASE).exists():
+        _fail(f"there is no store in {settings.data}; start the server to make one", EXIT_CANNOT)
+    path = settings.data / ADMIN_KEY
+    try:
+        asyncio.run(renew_admin_key(settings))
+    except StoreRefused as error:
+        _fail(str(error), EXIT_CANNOT)
+    typer.echo(f"admin key in {path}")
+
+
+def _database(config: Path | None, data: Path | None) -> Path:
+    return _settings(config, data=data).data / DATABASE
+
+
+def _check(store: Path, *, advice: str) -> None:
+    """Print what is in a store and what is wrong with it; leave with exit code 1 when something is."""
+    report = _tool(checking.fsck, store)
+    for dataset in report.datasets:
+        typer.echo(f"{dataset.dataset_id}: revision {dataset.revision}, {dataset.record_count} records")
+    for problem in report.problems:
+        typer.echo(f"problem: {problem}")
+    if not report.ok:
+        _fail(f"{len(report.problems)} problems in {store}; {advice}", EXIT_FAILED)
+
+
+def _tool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return work(*args, **kwargs)
+    except (StoreRefused, OSError) as error:
+        _fail(str(error), EXIT_CANNOT)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, silence elsewhere."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _run(settings: Settings) -> int:

@@ -14,7 +14,9 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import syncline
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
@@ -70,6 +72,22 @@ class ServerProcess:
     def log(self) -> str:
         """Everything it logged, over all its starts."""
         return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def client(self) -> Any:
+        """An SDK client with the admin key: ``async with server.client() as client``."""
+        return syncline.connect(self.address, key=self.key)
+
+    def fsck(self) -> list[str]:
+        """Problems that ``syncline-server fsck`` finds."""
+        found = self.command("fsck")
+        problems = [line for line in found.stdout.splitlines() if line.startswith("problem:")]
+        assert found.returncode == (1 if problems else 0), found.stdout + found.stderr
+        return problems
+
+    def command(self, name: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of ``syncline-server`` on the same data."""
+        command = [sys.executable, "-m", "syncline_server", name, "--data", str(self.data), *args]
+        return subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=120)
 
     # -- life ---------------------------------------------------------------------------------------------
 
