@@ -138,7 +138,7 @@ class Test:
     numbers: frozenset[int]
 
 
-def tests(root: Path) -> Iterator[Test]:
+def find_tests(root: Path) -> Iterator[Test]:
     """Every test that names a guarantee."""
     for file in sorted((root / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -155,13 +155,14 @@ def tests(root: Path) -> Iterator[Test]:
 
 def shown(root: Path) -> dict[int, list[Test]]:
     """For each guarantee the tests that are linked."""
-    found = list(tests(root))
+    found = list(find_tests(root))
 
-    def order(test: Test, number: int) -> tuple[bool, int, str, str]:
+    def order(test: Test, number: int) -> tuple[bool, bool, int, str, str]:
+        first = bool(re.match(rf"test_g0?{number}_", test.name))
         in_name = bool(re.search(rf"_g0?{number}(?=_|$)", test.name))
         room = test.file.split("/")[1]
         distance = DISTANCES.index(room) if room in DISTANCES else len(DISTANCES)
-        return (not in_name, distance, test.file, test.name)
+        return (not first, not in_name, distance, test.file, test.name)
 
     return {
         guarantee.number: sorted(

@@ -43,6 +43,7 @@ def terminal(tmp_path):
         yield Terminal(here, server.address, environment)
     finally:
         server.end()
+        print(server.log)  # shown when the test fails
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
