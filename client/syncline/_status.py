@@ -181,6 +181,11 @@ def _explain_connection(text: str, endpoint: Endpoint) -> str:
         advice = "what answers there is not a gRPC server; check the port (Syncline's is 7420, 7421 is its metrics)"
     elif endpoint.tls is None and any(word in lower for word in ("closed", "reset", "goaway", "eof")):
         advice = "the connection was closed; the server stopped, or it speaks TLS: then pass tls=True"
+    elif endpoint.tls is not None and endpoint.tls.certificate is None and "closed" in lower:
+        advice = (
+            "the connection was closed; the server stopped, or it asks for a client certificate: then pass "
+            "tls=Tls(certificate=…, private_key=…)"
+        )
     else:
         advice = "the connection failed"
     return f"cannot reach {target}: {advice} ({text})" if text else f"cannot reach {target}: {advice}"

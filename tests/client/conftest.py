@@ -1,9 +1,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from support.scripted_server import ScriptedServer, scripted_server
 
 import syncline
+from support.scripted_server import ScriptedServer, scripted_server
 
 
 @pytest.fixture(autouse=True)

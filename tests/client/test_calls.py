@@ -5,11 +5,11 @@ import logging
 import time
 
 import pytest
-from support.scripted_server import Refuse, ScriptedServer, created, server_info
-from syncline._call import RetryPolicy
 
 import syncline
+from support.scripted_server import Refuse, ScriptedServer, created, server_info
 from syncline import names
+from syncline._call import RetryPolicy
 from syncline.v1.push_service_pb2 import PushResponse
 
 ROW = {"isbn": "1"}

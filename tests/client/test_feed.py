@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import syncline
 from support.scripted_server import (
     Refuse,
     ScriptedServer,
@@ -19,10 +21,8 @@ from support.scripted_server import (
     reset,
     scripted_server,
 )
-from syncline._call import RetryPolicy
-
-import syncline
 from syncline import Checkpoint, Delete, FeedOptions, Put, Reset
+from syncline._call import RetryPolicy
 from syncline.v1 import feed_pb2
 
 QUICK = FeedOptions(reconnect=RetryPolicy(attempts=None, first_seconds=0.001, max_seconds=0.005))
@@ -341,9 +341,7 @@ async def test_reset_in_the_middle_of_a_commit(scripted: ScriptedServer, client:
         events = await take(feed, 4)
 
     assert [type(event) for event in events] == [Put, Reset, Put, Checkpoint]
-    assert events[1] == Reset(
-        reason=syncline.ResetReason.HISTORY_CHANGED, message="restored", token=b"mid"
-    )
+    assert events[1] == Reset(reason=syncline.ResetReason.HISTORY_CHANGED, message="restored", token=b"mid")
     assert events[2].token == b"new"
 
 
@@ -383,7 +381,9 @@ async def test_from_now_asks_for_now_until_it_has_a_token(
     scripted: ScriptedServer, client: syncline.Client
 ) -> None:
     scripted.streams(
-        [Refuse("UNAVAILABLE")], [[checkpoint(7)], Refuse("UNAVAILABLE")], [[changes(7, 8, [("x", b"{}", 8)])]]
+        [Refuse("UNAVAILABLE")],
+        [[checkpoint(7)], Refuse("UNAVAILABLE")],
+        [[changes(7, 8, [("x", b"{}", 8)])]],
     )
 
     async with follow(client, from_now=True) as feed:
@@ -435,9 +435,7 @@ async def test_a_record_that_does_not_fit_the_model_stops_nobody(
     assert good.data == Row(2)
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32), commits=st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_g7_t122_copy_is_exact_whatever_the_server_breaks(seed: int, commits: list[int]) -> None:
     """G7, G8, T122: lost, repeated and cut messages, wrong numbers, resets: what a checkpoint proves is exact."""

@@ -66,9 +66,7 @@ class Refuse(Exception):
         if retry_seconds is not None:
             nanos = int(retry_seconds * 1_000_000_000)
             self._add(
-                RetryInfo(
-                    retry_delay=Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
-                )
+                RetryInfo(retry_delay=Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000))
             )
         if fields:
             self._add(
