@@ -57,7 +57,7 @@ class InvalidArgument(SynclineError):
         total_violations: int | None = None,
         **metadata: str | int | float,
     ) -> None:
-        super().__init__(reason, message, **metadata)
+        super().__init__(reason, message, retry_after_seconds=None, **metadata)
         self.fields = tuple(fields)
         self.violations = tuple(violations)
         self.total_violations = len(self.violations) if total_violations is None else total_violations
@@ -94,7 +94,7 @@ class Aborted(SynclineError):
         violations: Sequence[Violation] = (),
         **metadata: str | int | float,
     ) -> None:
-        super().__init__(reason, message, **metadata)
+        super().__init__(reason, message, retry_after_seconds=None, **metadata)
         self.violations = tuple(violations)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 
 import psutil
-
 import pytest
 
 import syncline

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
-from support.feed_world import CACHE_BYTES, FAULTY, World
 
+from support.feed_world import CACHE_BYTES, FAULTY, World
 from syncline_server.feed.tokens import NO_FILTER
 
 KEYS = "abcdefg"

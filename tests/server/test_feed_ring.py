@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
+
 from support.feed_encoder import LineEncoder, parse
 from support.feed_store import Table
-
 from syncline_server.feed.frames import FrameMaker
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, Ring

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+
 from support.feed_encoder import Copy, parse
 from support.feed_house import follow, follow_to, other, rows, running
-
 from syncline_server.errors import InvalidArgument, NotFound, Unavailable
 from syncline_server.feed import tokens
 

@@ -8,11 +8,11 @@ import pytest
 import structlog
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
-from syncline.v1 import push_service_pb2 as pb
-from syncline.v1 import sync_service_pb2 as sync_pb
-from syncline.v1 import session_service_pb2 as session_pb
-from syncline.v1 import push_service_pb2_grpc, session_service_pb2_grpc, sync_service_pb2_grpc
 
+from syncline.v1 import push_service_pb2 as pb
+from syncline.v1 import push_service_pb2_grpc, session_service_pb2_grpc, sync_service_pb2_grpc
+from syncline.v1 import session_service_pb2 as session_pb
+from syncline.v1 import sync_service_pb2 as sync_pb
 from syncline_server.errors import NotFound, Unauthenticated
 from syncline_server.metrics import Metrics
 from syncline_server.model import Principal, Role
@@ -174,7 +174,7 @@ async def test_a_domain_error_becomes_its_status():
 
 async def test_a_domain_error_out_of_a_task_group_is_unwrapped(caplog):
     async def do(request):
-        async with asyncio.TaskGroup() as group, asyncio.TaskGroup() as inner:
+        async with asyncio.TaskGroup(), asyncio.TaskGroup() as inner:
             inner.create_task(raising(NotFound("DATASET_NOT_FOUND", "gone"))(request))
 
     async with Harness() as h:

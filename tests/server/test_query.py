@@ -6,8 +6,8 @@ import base64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.feed_house import rows, running
 
+from support.feed_house import rows, running
 from syncline_server.errors import InvalidArgument, NotFound, Unavailable
 from syncline_server.query import page_tokens
 from syncline_server.query.records import Records

@@ -9,6 +9,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from support.hosted import hosted
+from support.wire import Refused, house
 from syncline.names import new_request_id
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import dataset_pb2, key_pb2, record_pb2, source_pb2
@@ -17,9 +20,6 @@ from syncline.v1 import record_service_pb2 as record
 from syncline.v1 import server_service_pb2 as server
 from syncline.v1 import session_service_pb2 as session
 from syncline.v1 import sync_service_pb2 as sync
-
-from support.hosted import hosted
-from support.wire import Refused, house
 
 DATASET = "datasets/books"
 SOURCE = "datasets/books/sources/default"

@@ -87,7 +87,7 @@ def test_a_file_that_is_missing_or_no_toml_is_told(tmp_path):
     with pytest.raises(SettingsError, match="no file"):
         load_settings(tmp_path / "nowhere.toml")
     (tmp_path / "bad.toml").write_text("depth =\n")
-    with pytest.raises(SettingsError, match="bad.toml"):
+    with pytest.raises(SettingsError, match=r"bad\.toml"):
         load_settings(tmp_path / "bad.toml")
 
 

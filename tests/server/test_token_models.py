@@ -8,8 +8,8 @@ import random
 from dataclasses import replace
 
 import pytest
-from support.feed_store import Table
 
+from support.feed_store import Table
 from syncline_server.feed import tokens
 from syncline_server.feed.tokens import Origin
 from syncline_server.model import Head
@@ -49,16 +49,17 @@ class Client:
     def page(self):
         """Read one page; False when the copy should be exact now and is not."""
         page = self._read()
-        if self.position is not None and (self.every_page or not self.connected):
-            if not self.valid(self.position, page):
-                self.resets += 1
-                self.position, self.state = None, {}
-                page = self._read()
+        judged = self.position is not None and (self.every_page or not self.connected)
+        if judged and not self.valid(self.position, page):
+            self.resets += 1
+            self.position, self.state = None, {}
+            page = self._read()
         self.connected = True
-        for record_id, data, revision, kind in zip(
-            page.changes.record_ids, page.changes.data, page.changes.revisions, page.changes.kinds
+        changes = page.changes
+        for record_id, sent, revision, kind in zip(
+            changes.record_ids, changes.data, changes.revisions, changes.kinds, strict=True
         ):
-            data = self.keep(data) if kind == 1 else None
+            data = self.keep(sent) if kind == 1 else None
             if data is None:
                 self.state.pop(record_id, None)
             else:
@@ -71,7 +72,9 @@ class Client:
         }
 
     def _read(self):
-        after, seen = (0, 0) if self.position is None else (self.position.position, self.position.seen_revision)
+        after, seen = (
+            (0, 0) if self.position is None else (self.position.position, self.position.seen_revision)
+        )
         return self.table.page(after, self.max_changes, 1 << 20, seen)
 
 
@@ -245,7 +248,7 @@ def run_filter(rule, seed):
             case "page":
                 seen = 0 if position is None else position.seen_revision
                 page = table.page(0 if position is None else position.position, 2, 1 << 20, seen)
-                for record_id, data in zip(page.changes.record_ids, page.changes.data):
+                for record_id, data in zip(page.changes.record_ids, page.changes.data, strict=True):
                     if data and matches(data):
                         state[record_id] = data
                     elif {

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from support.feed_store import digest
-
 from syncline_server.feed.abc import EventEncoder
 from syncline_server.model import ChangeKind, Changes, Head, ResetReason
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from support.feed_encoder import Copy, LineEncoder
 from support.feed_store import MemoryStore, new_dataset
-
 from syncline_server.clock import SystemClock
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.settings import FeedSettings

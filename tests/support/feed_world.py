@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from support.feed_encoder import Copy, LineEncoder
 from support.feed_store import Table
-
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import judge_page
 from syncline_server.feed.frames import FrameMaker

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import dataset_pb2, key_pb2
 from syncline.v1.catalog_service_pb2_grpc import CatalogServiceStub
@@ -16,7 +17,6 @@ from syncline.v1.record_service_pb2_grpc import RecordServiceStub
 from syncline.v1.server_service_pb2_grpc import ServerServiceStub
 from syncline.v1.session_service_pb2_grpc import SessionServiceStub
 from syncline.v1.sync_service_pb2_grpc import SyncServiceStub
-
 from syncline_server.app import Running, running
 from syncline_server.clock import SystemClock
 from syncline_server.settings import load_settings

@@ -291,13 +291,11 @@ class WritePath:
             return None
         record_ids = result.record_ids
         if not record_ids:
-            opened = await self._catalog.dataset(dataset_id)
-            posted = action.record_ids if isinstance(action, DeleteIds) else action.records
-            record_ids = tuple(
-                posted
-                if isinstance(action, DeleteIds)
-                else self._reader(opened).read_keys(action.records, source_id).record_ids
-            )
+            if isinstance(action, DeleteIds):
+                record_ids = tuple(action.record_ids)
+            else:
+                opened = await self._catalog.dataset(dataset_id)
+                record_ids = tuple(self._reader(opened).read_keys(action.records, source_id).record_ids)
         return _prepare_delete(record_ids, ()).report(result)
 
 
