@@ -4,6 +4,7 @@ The grammar of record ids is in ``docs/reference/record-ids.md``; it is injectiv
 meet) and reversible (``parse_record_id``).
 """
 
+import math
 import re
 import secrets
 import time
@@ -18,11 +19,13 @@ KeyValue = str | int | float | bool
 ID_PATTERN: Final = re.compile(r"[a-z](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 """Ids of datasets and sources: 1 to 63 characters."""
 
-_PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f~,/]+")
+_PLAIN: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f~,/\ud800-\udfff]+")
 _ESCAPED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f~,/]")
 _UNESCAPE: Final = re.compile(r"~(?:([~cs])|u([0-9a-f]{4}))")
 _TO_ESCAPE: Final = {"~": "~~", ",": "~c", "/": "~s"}
 _FROM_ESCAPE: Final = {"~": "~", "c": ",", "s": "/"}
+_JSON_BEGINS: Final = frozenset("-0123456789tf")
+"""How the JSON of a number or a boolean begins; no escape begins so."""
 
 
 def dataset_name(dataset: str) -> str:
@@ -63,16 +66,22 @@ def encode_key(values: Sequence[KeyValue]) -> str:
     """Record id of a key: its values, joined by commas.
 
     Strings stand as they are, with ``~``, ``,``, ``/`` and control characters escaped; the empty string is
-    ``~e``; other values are ``~`` and their canonical JSON, so that ``"1"`` and ``1`` never meet.
+    ``~e``; other values are ``~`` and their canonical JSON, so that ``"1"`` and ``1`` never meet. Raises
+    ValueError when there is no value, or one that JSON cannot write: a lone surrogate, NaN, infinity.
     """
     if len(values) == 1 and type(value := values[0]) is str and _PLAIN.fullmatch(value):
         return value
+    if not values:
+        raise ValueError("a key has at least one value")
     return ",".join(map(_encode_value, values))
 
 
 def _encode_value(value: KeyValue) -> str:
     if isinstance(value, str):
+        value.encode()  # UnicodeEncodeError, a ValueError, for a lone surrogate
         return _ESCAPED.sub(_escape, value) if value else "~e"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} cannot be part of a key")
     return "~" + msgspec.json.encode(value).decode()
 
 
@@ -87,13 +96,19 @@ def parse_record_id(record_id: str) -> tuple[str | None, tuple[KeyValue, ...]]:
     Raises ValueError when the id was not made by ``encode_key``.
     """
     qualifier, slash, key = record_id.rpartition("/")
-    return (qualifier if slash else None), tuple(_decode_value(part) for part in key.split(","))
+    try:
+        values = tuple(map(_decode_value, key.split(",")))
+        if encode_key(values) == key and (ID_PATTERN.fullmatch(qualifier) or not slash):
+            return (qualifier if slash else None), values
+    except ValueError:
+        pass
+    raise ValueError(f"not the record id of a key: {record_id[:80]!r}")
 
 
 def _decode_value(part: str) -> KeyValue:
     if part == "~e":
         return ""
-    if part.startswith("~") and part[1:2] in "-0123456789tf" and part[1:]:
+    if part.startswith("~") and part[1:2] in _JSON_BEGINS:
         value: KeyValue = msgspec.json.decode(part[1:])
         return value
     return _UNESCAPE.sub(lambda m: _FROM_ESCAPE[m[1]] if m[1] else chr(int(m[2], 16)), part)
