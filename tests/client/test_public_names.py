@@ -1,0 +1,80 @@
+"""What users see: names, types, silence."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import syncline
+
+ROOT = Path(__file__).parents[2]
+
+NAMES = """
+Aborted AlreadyExists ChangeBatch ChangeFeed ChangeReason Checkpoint Client ConditionFailed Copy CopyDiverged
+Dataset DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch Event
+FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision InvalidArgument
+InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused NotAuthenticated NotFound NotOffered
+OutOfRange OutcomeUnknown Overloaded PermissionDenied PushResult Put Record RecordResult RecordStatus Rejected
+Reset ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionInfo
+SessionInvalid SessionResult SourceDisabled SourceInfo SyncPage SynclineError Tls TokenInvalid Unavailable
+UnknownEvent Violation append by_content by_key connect key_of
+""".split()
+
+
+def test_public_names_are_these() -> None:
+    """A name that is added or dropped is a decision: write it here, and into the changelog."""
+    assert syncline.__all__ == NAMES
+    assert sorted(NAMES) == NAMES
+    for name in NAMES:
+        assert getattr(syncline, name).__doc__ or name == "Event"
+
+
+def test_every_error_is_public() -> None:
+    public = {
+        name
+        for name, value in vars(syncline.errors).items()
+        if isinstance(value, type)
+        and issubclass(value, Exception)
+        and value.__module__ == syncline.errors.__name__
+    }
+
+    assert public <= set(syncline.__all__)
+
+
+def test_every_public_method_says_what_it_does() -> None:
+    for kind in (syncline.Client, syncline.Dataset, syncline.Session, syncline.ChangeFeed, syncline.Copy):
+        for name, method in vars(kind).items():
+            if not name.startswith("_") and callable(method):
+                assert method.__doc__, f"{kind.__name__}.{name}"
+
+
+def test_types_as_users_see_them() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file", os.devnull]
+        + [str(ROOT / "tests" / "typing" / "api.py")],
+        env=os.environ | {"MYPYPATH": str(ROOT / "client")},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+test_types_as_users_see_them = pytest.mark.timeout(180)(test_types_as_users_see_them)
+
+
+def test_quiet_unless_asked() -> None:
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("syncline").handlers)
+    assert not logging.getLogger("syncline").propagate or not logging.getLogger("syncline").level
+
+
+def test_import_brings_no_server() -> None:
+    script = "import sys, syncline; print([m for m in sys.modules if m.startswith(('syncline_server', 'pydantic', 'rich', 'typer'))])"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert said.stdout.strip() == "[]"

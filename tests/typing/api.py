@@ -1,0 +1,134 @@
+"""Never run: checked by mypy from the outside, as a user's program would be (test_public_names.py)."""
+
+import datetime
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, assert_type
+
+import msgspec
+
+import syncline
+
+
+@dataclass
+class Book:
+    isbn: str
+    title: str
+
+
+class Struct(msgspec.Struct):
+    isbn: str
+
+
+class Typed(TypedDict):
+    isbn: str
+
+
+async def catalog() -> None:
+    async with syncline.connect("127.0.0.1:7420", key=None) as client:
+        assert_type(client, syncline.Client)
+        info = await client.create_dataset(
+            "books", identity=syncline.by_key("isbn"), schema={"type": "object"}
+        )
+        assert_type(info, syncline.DatasetInfo)
+        assert_type(info.commit_time, datetime.datetime | None)
+        await client.create_source("books", "feed")
+        key = await client.create_key("push", dataset="books", source="feed")
+        assert_type(key.secret, str | None)
+        assert_type(await client.list_keys(), list[syncline.KeyInfo])
+        assert_type(await client.list_datasets(), list[syncline.DatasetInfo])
+        await client.create_key("owner")  # type: ignore[arg-type]
+        await client.create_dataset("books", scope="private")  # type: ignore[arg-type]
+
+        assert_type(client.dataset("books"), syncline.Dataset[Mapping[str, Any]])
+        assert_type(client.dataset("books", None), syncline.Dataset[Mapping[str, Any]])
+        assert_type(client.dataset("books", model=Book), syncline.Dataset[Book])
+        assert_type(client.dataset("books", Struct), syncline.Dataset[Struct])
+        assert_type(client.dataset("books", Typed), syncline.Dataset[Typed])
+
+
+async def plain(books: syncline.Dataset[Mapping[str, Any]]) -> None:
+    await books.push([{"isbn": "1"}, b"{}", syncline.IfAbsent({"isbn": "2"})])
+    record = await books.get("1")
+    assert_type(record.data, Mapping[str, Any])
+
+
+async def writes(books: syncline.Dataset[Book], book: Book) -> None:
+    result = await books.push(
+        [book, b"{}", syncline.IfRevision(book, 17), syncline.IfAbsent(book)], source="feed", partial=True
+    )
+    assert_type(result, syncline.PushResult)
+    assert_type(result.results[0].status, syncline.RecordStatus)
+    assert_type(result.results[0].record_id, str)
+    await books.push([5])  # type: ignore[list-item]
+    await books.delete([book, {"isbn": "1"}])
+    await books.delete_ids(["1"])
+
+    def rows() -> Iterator[Book]:
+        yield book
+
+    async def later() -> AsyncIterator[Book]:
+        yield book
+
+    assert_type(await books.load(rows(), progress=print), syncline.LoadResult)
+    await books.load(later(), batch=100, in_flight=2)
+
+    async with books.session("replace", source="feed", allow_mass_delete=True) as session:
+        assert_type(session, syncline.Session[Book])
+        assert_type(await session.upsert(rows()), syncline.PushResult)
+        await session.upsert(later())
+        await session.upsert([book])
+        await session.delete([{"isbn": "1"}])
+        await session.delete_ids(["1"])
+    assert_type(session.result, syncline.SessionResult | None)
+    opened = await books.open_session("accrue", idle_timeout=datetime.timedelta(minutes=5))
+    assert_type(await opened.close(commit=False), syncline.SessionResult)
+    books.session("replac")  # type: ignore[arg-type]
+
+
+async def reads(books: syncline.Dataset[Book]) -> None:
+    record = await books.get("1", min_revision=3)
+    assert_type(record, syncline.Record[Book])
+    assert_type(record.data, Book)
+    async for each in books.records():
+        assert_type(each.data.title, str)
+    assert_type(await books.get_many(["1"]), dict[str, syncline.Record[Book]])
+
+    page = await books.sync(token=None)
+    assert_type(page.token, bytes)
+    assert_type(page.checkpoint, syncline.Checkpoint | None)
+    for change in page.changes:
+        assert_type(change, syncline.Put[Book] | syncline.Delete)
+
+    async for event in books.changes(token=None):
+        match event:
+            case syncline.Put():
+                assert_type(event.data, Book)
+            case syncline.Delete():
+                assert_type(event.record_id, str)
+            case syncline.Checkpoint():
+                assert_type(event.digest, bytes)
+            case syncline.Reset():
+                assert_type(event.reason, syncline.ResetReason)
+        assert_type(event.token, bytes)
+
+    copy: syncline.Copy[Book] = syncline.Copy()
+    async with books.changes(b"token", options=syncline.FeedOptions(checkpoint_seconds=1)) as feed:
+        async for part in feed.batches():
+            copy.apply(part)
+            if isinstance(part, syncline.ChangeBatch):
+                assert_type(part.record_ids, list[str])
+    assert_type(copy["1"], Book)
+
+
+async def errors(books: syncline.Dataset[Book]) -> None:
+    try:
+        await books.push([])
+    except syncline.InvalidRecords as error:
+        assert_type(error.violations, tuple[syncline.Violation, ...])
+        assert_type(error.retry_after_seconds, float | None)
+        assert_type(error.metadata, Mapping[str, str])
+    except syncline.Rejected as error:
+        assert_type(error.reason, str)
+    except syncline.OutcomeUnknown:
+        pass
