@@ -288,7 +288,7 @@ def _welcome(running: Running, settings: Settings) -> Panel:
         "Next, in another terminal of this directory:"
         if running.admin_key_is_new
         else "In another terminal:",
-        "  [cyan]syncline dataset create books --key isbn[/]",
+        "  [cyan]syncline dataset create books --by-key isbn[/]",
         '  [cyan]echo \'{"isbn": "978-0060589462", "title": "Zen"}\' | syncline push books -[/]',
         "  [cyan]syncline watch books[/]",
     ]
