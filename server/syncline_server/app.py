@@ -90,13 +90,13 @@ async def serve(settings: Settings, ready: Callable[[Running], None], *, clock: 
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     stop = asyncio.Event()
-    with _signals(stop):
-        async with running(settings, clock or SystemClock(), stop) as (server, failed):
-            ready(server)
-            await _first(stop, failed)
-            if failed.is_set():
-                _end_soon()
-                return EXIT_FAILED
+    _stop_on_signals(stop)
+    async with running(settings, clock or SystemClock(), stop) as (server, failed):
+        ready(server)
+        await _first(stop, failed)
+        if failed.is_set():
+            _end_soon()
+            return EXIT_FAILED
     _log.info("server.stopped")
     return EXIT_OK
 
@@ -280,26 +280,16 @@ def group_observer(metrics: Metrics) -> Callable[[Sequence[Commit], GroupResult]
     return observe
 
 
-class _signals:  # noqa: N801 - used as a with statement's verb
-    """Set an event at the first SIGTERM, SIGINT or SIGHUP, end the process at the second."""
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    """Set the event at the first SIGTERM, SIGINT or SIGHUP, end the process at the second."""
 
-    def __init__(self, stop: asyncio.Event) -> None:
-        self._stop = stop
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._hear, number)
-
-    def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(number)
-
-    def _hear(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
+    def hear(number: signal.Signals) -> None:
+        if stop.is_set():
             os._exit(128 + number)
-        self._stop.set()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, hear, number)
 
 
 async def _first(*events: asyncio.Event) -> None:

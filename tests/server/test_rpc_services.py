@@ -93,7 +93,9 @@ async def test_fields_that_are_required_are_found_by_their_annotation(wire):
 
 
 async def test_numbers_that_cannot_be(books):
-    refused = await books.refused(books.sync.Sync, sync.SyncRequest(dataset=DATASET, min_revision=-1, page_size=-1))
+    refused = await books.refused(
+        books.sync.Sync, sync.SyncRequest(dataset=DATASET, min_revision=-1, page_size=-1)
+    )
     assert set(refused.fields) == {"min_revision", "page_size"}
     refused = await books.refused(
         books.session.OpenSession,
@@ -125,7 +127,9 @@ async def test_g05_the_same_id_with_other_content_is_refused(books):
 async def test_g05_an_id_older_than_the_memory_is_refused_by_the_time_inside_it(books):
     """Never a silent second application: what may have been forgotten is refused."""
     now_ms = time.time_ns() // 1_000_000
-    request = push.PushRequest(source=SOURCE, records=[BOOK], request_id=new_request_id(now_ms - 86_400_000 - 1000))
+    request = push.PushRequest(
+        source=SOURCE, records=[BOOK], request_id=new_request_id(now_ms - 86_400_000 - 1000)
+    )
     refused = await books.refused(books.push.Push, request)
     assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "REQUEST_ID_EXPIRED")
     assert abs(int(refused.metadata["server_time_ms"]) - now_ms) < 60_000
@@ -168,7 +172,15 @@ async def test_a_dataset_as_it_was_asked_for(wire):
             wire.catalog.CreateDataset, catalog.CreateDatasetRequest(dataset_id="books", dataset=wanted)
         )
     ).dataset
-    for field in ("display_name", "description", "identity", "record_scope", "schema", "retention", "annotations"):
+    for field in (
+        "display_name",
+        "description",
+        "identity",
+        "record_scope",
+        "schema",
+        "retention",
+        "annotations",
+    ):
         assert getattr(made, field) == getattr(wanted, field), field
     assert made.name == DATASET
     assert uuid.UUID(made.uid)
@@ -278,7 +290,9 @@ async def test_a_disabled_source_refuses_and_keeps_its_data(books):
     ):
         refused = await books.refused(method, request)
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "SOURCE_DISABLED")
-    assert (await books.call(books.record.GetRecord, record.GetRecordRequest(dataset=DATASET, record_id="1"))).record
+    assert (
+        await books.call(books.record.GetRecord, record.GetRecordRequest(dataset=DATASET, record_id="1"))
+    ).record
     assert not await disable(False)
     assert (await books.call(books.push.Push, push.PushRequest(source=SOURCE, records=[BOOK]))).revision == 1
 
@@ -293,7 +307,9 @@ async def test_validate_only_changes_nothing(books):
     )
     assert [record_pb2.RecordStatus.Name(s)[14:] for s in tried.statuses] == ["CREATED", "INVALID"]
     assert [(v.index, v.keyword) for v in tried.violations] == [(1, "key")]
-    assert (await books.call(books.catalog.GetDataset, catalog.GetDatasetRequest(name=DATASET))).dataset.revision == 0
+    assert (
+        await books.call(books.catalog.GetDataset, catalog.GetDatasetRequest(name=DATASET))
+    ).dataset.revision == 0
 
 
 # -- records and sync --------------------------------------------------------------------------------------

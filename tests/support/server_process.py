@@ -87,7 +87,9 @@ class ServerProcess:
     def command(self, name: str, *args: str) -> subprocess.CompletedProcess[str]:
         """Run another command of ``syncline-server`` on the same data."""
         command = [sys.executable, "-m", "syncline_server", name, "--data", str(self.data), *args]
-        return subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=120)
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, env=self._env, timeout=120
+        )
 
     # -- life ---------------------------------------------------------------------------------------------
 

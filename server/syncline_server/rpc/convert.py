@@ -65,6 +65,7 @@ def begin(request: Message) -> Problems:
 
 def _required_checks(message: Any, above: tuple[Any, ...]) -> tuple[_Check, ...]:
     checks: list[_Check] = []
+    is_update = "update_mask" in message.fields_by_name  # what is required of a whole is not of a change
     for field in message.fields:
         required = (
             field_behavior_pb2.REQUIRED in field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
@@ -72,7 +73,7 @@ def _required_checks(message: Any, above: tuple[Any, ...]) -> tuple[_Check, ...]
         kind = field.message_type
         if required and (kind is not None or field.is_repeated or _zero_means_absent(field)):
             checks.append(_presence_check(field))
-        if kind is not None and kind not in above and not kind.GetOptions().map_entry:
+        if kind is not None and not is_update and kind not in above and not kind.GetOptions().map_entry:
             inner = _required_checks(kind, (*above, message))
             if inner:
                 checks.append(_inner_check(field, inner))
