@@ -93,12 +93,15 @@ def _value(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     if inspect.isclass(kind) and issubclass(kind, enum.Enum):
         return "|".join(str(member.value) for member in kind)
-    return parameter.metavar or {int: "NUMBER", float: "NUMBER"}.get(kind, "TEXT")
+    words = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
+    return parameter.metavar or words.get(kind, "TEXT")
 
 
 def _meaning(parameter: Any) -> str:
     text = cell(getattr(parameter, "help", None) or "")
     default = parameter.default
+    if isinstance(parameter.show_default, str):
+        default = parameter.show_default
     if (
         parameter.param_type_name == "option"
         and default not in (None, False, (), [], "", ...)

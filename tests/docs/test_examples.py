@@ -24,7 +24,7 @@ ADDRESS = "127.0.0.1:7420"
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
-    *(ROOT / "docs" / "how-to" / name for name in ("cron.md", "csv.md", "keys.md")),
+    *(ROOT / "docs" / "how-to" / name for name in ("backup.md", "cron.md", "csv.md", "keys.md")),
     ROOT / "docs" / "reference" / "record-ids.md",
 ]
 
