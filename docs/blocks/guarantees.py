@@ -157,12 +157,12 @@ def shown(root: Path) -> dict[int, list[Test]]:
     """For each guarantee the tests that are linked."""
     found = list(find_tests(root))
 
-    def order(test: Test, number: int) -> tuple[bool, bool, int, str, str]:
+    def order(test: Test, number: int) -> tuple[bool, bool, bool, int, str, str]:
         first = bool(re.match(rf"test_g0?{number}_", test.name))
         in_name = bool(re.search(rf"_g0?{number}(?=_|$)", test.name))
         room = test.file.split("/")[1]
         distance = DISTANCES.index(room) if room in DISTANCES else len(DISTANCES)
-        return (not first, not in_name, distance, test.file, test.name)
+        return (not first, not in_name, "cli" in test.file, distance, test.file, test.name)
 
     return {
         guarantee.number: sorted(
