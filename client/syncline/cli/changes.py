@@ -99,7 +99,7 @@ def text_lines(batch: "ChangeBatch[Any]", output: Output) -> Iterator[str]:
     delete = output.paint("delete", "red")
     for i, record_id in enumerate(batch.record_ids):
         gone = bool(batch.kinds) and batch.kinds[i] != 1
-        shown_id = escape(record_id)
+        shown_id = shorten(escape(record_id), max(_ID_COLUMNS, columns // 2))
         shown_id += " " * (_ID_COLUMNS - width(shown_id))
         detail = _reason(batch.reasons, i) if gone else escape(batch.json[i].decode(errors="replace"))
         room = max(8, columns - 13 - 7 - width(shown_id) - 2)
