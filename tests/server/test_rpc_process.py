@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import psutil
@@ -292,11 +294,16 @@ async def test_t98_a_bomb_is_refused_without_taking_its_size_in_memory(tmp_path)
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 grpc.StatusCode.UNAVAILABLE,
             }, raised.value
-        peak = int(
-            next(line for line in open(f"/proc/{server.pid}/status") if line.startswith("VmHWM")).split()[1]
-        )
+        peak = _peak_kib(server.pid)
         assert peak * 1024 - before < 20 << 20
         assert await wire.call(wire.push.Push, push.PushRequest(source=SOURCE, records=[b'{"isbn":"1"}']))
+
+
+def _peak_kib(pid):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise AssertionError("no VmHWM")
 
 
 async def test_t99_a_ping_flood_is_cut_off_and_the_sdk_interval_is_not(tmp_path):
@@ -474,6 +481,45 @@ async def test_t111_a_second_signal_ends_it_at_once_and_nothing_is_lost(tmp_path
             wire = wire_to(server, channel)
             got = await wire.call(wire.catalog.GetDataset, catalog.GetDatasetRequest(name="datasets/books"))
             assert got.dataset.revision == done.revision
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+async def test_t07_a_disk_that_does_not_sync_ends_the_process(tmp_path):
+    """T07: after EIO of fdatasync nothing is known of what was written: out within 2 s, not 0, consistent after."""
+    async with server_process(tmp_path) as server:
+        async with channel_to(server) as channel:
+            wire = wire_to(server, channel)
+            await wire.make_dataset()
+            known = await wire.call(
+                wire.push.Push, push.PushRequest(source=SOURCE, records=[b'{"isbn":"1"}'])
+            )
+            strace = ["strace", "-f", "-qq", "-e", "trace=fdatasync,fsync", "-p", str(server.pid)]
+            injected = ["-e", "inject=fdatasync,fsync:error=EIO", "-o", str(tmp_path / "strace")]
+            tracer = await asyncio.create_subprocess_exec(*strace, *injected)
+            try:
+                async with asyncio.timeout(10):
+                    while not _is_traced(server.pid):
+                        await asyncio.sleep(0.02)
+                refused = await wire.refused(
+                    wire.push.Push, push.PushRequest(source=SOURCE, records=[b'{"isbn":"2"}'])
+                )
+                assert refused.code == "UNAVAILABLE"
+                assert await server.wait(2) == 1
+            finally:
+                await tracer.wait()
+        assert "store.failed" in server.log
+        await server.start()
+        assert server.fsck() == []
+        async with channel_to(server) as channel:
+            wire = wire_to(server, channel)
+            got = await wire.call(wire.catalog.GetDataset, catalog.GetDatasetRequest(name="datasets/books"))
+            assert got.dataset.revision in {known.revision, known.revision + 1}
+
+
+def _is_traced(pid):
+    return all(
+        "TracerPid:\t0\n" not in (task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()
+    )
 
 
 # -- commands ----------------------------------------------------------------------------------------------
