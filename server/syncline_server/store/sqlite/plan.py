@@ -7,6 +7,7 @@ has touched nothing, so it needs no savepoint, and fifty small commits cost litt
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 from syncline_server.errors import (
     Aborted,
@@ -164,6 +165,8 @@ class Plan:
         """The answer to a call of a session that was accepted before, under whatever request id."""
         seen = self.known.answers.get(call_request_id(commit))
         if seen is not None:
+            assert isinstance(commit.write, Upserts | Deletes)
+            check_content(commit.sequence, seen[0], commit.write)
             return replace(seen[1], replayed=True)
         head = dataset.head
         return CommitResult(
@@ -391,7 +394,28 @@ def call_request_id(commit: Commit) -> str:
 def call_identity(commit: Commit) -> RequestIdentity | None:
     """The identity that a numbered call has by its number."""
     name = call_request_id(commit)
-    return RequestIdentity(request_id=name, fingerprint=b"", time_us=0) if name else None
+    return RequestIdentity(request_id=name, fingerprint=content_of(commit.write), time_us=0) if name else None
+
+
+def content_of(write: Upserts | Deletes | SessionCommit) -> bytes:
+    """16 bytes over what a numbered call writes, so that a number used for something else is noticed."""
+    assert isinstance(write, Upserts | Deletes), "only these are calls of a session"
+    content = blake2b(digest_size=16)
+    if isinstance(write, Upserts):  # the data, not the ids: under APPEND a repeated call has new ones
+        content.update(b"upsert" + b"".join(write.hashes))
+    else:
+        content.update(b"delete" + "\n".join(write.record_ids).encode())
+    return content.digest()
+
+
+def check_content(sequence: int, kept: bytes, write: Upserts | Deletes) -> None:
+    """Raise REQUEST_ID_REUSED when an accepted call with this number had other content."""
+    if kept != content_of(write):
+        raise InvalidArgument(
+            "REQUEST_ID_REUSED",
+            f"call {sequence} of the session was accepted before, with other content; number each call once",
+            sequence=sequence,
+        )
 
 
 def check_fingerprint(identity: RequestIdentity, fingerprint: bytes) -> None:

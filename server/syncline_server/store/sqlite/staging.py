@@ -23,7 +23,13 @@ from syncline_server.store.abc import StagedCall
 from syncline_server.store.sqlite.columns import BulkInsert
 from syncline_server.store.sqlite.connection import STAGING, connect, open_plain, run_on
 from syncline_server.store.sqlite.files import PRIVATE_FILE, sync_directory
-from syncline_server.store.sqlite.plan import check_fingerprint, sequence_gap, session_invalid
+from syncline_server.store.sqlite.plan import (
+    check_content,
+    check_fingerprint,
+    content_of,
+    sequence_gap,
+    session_invalid,
+)
 from syncline_server.store.sqlite.trouble import translate
 
 T = TypeVar("T")
@@ -50,6 +56,7 @@ CREATE TABLE IF NOT EXISTS call (
     number       INTEGER PRIMARY KEY,
     request_id   TEXT UNIQUE,
     fingerprint  BLOB,
+    content      BLOB NOT NULL,
     records      INTEGER NOT NULL  -- of all calls up to this one
 ) STRICT
 """,
@@ -74,8 +81,10 @@ CREATE TABLE IF NOT EXISTS final (
 _STATE: Final = "SELECT calls, records, active_time_us, prepared_calls FROM state"
 _UPDATE_STATE: Final = "UPDATE state SET calls = ?, records = ?, active_time_us = ?"
 _CALL_BY_REQUEST: Final = "SELECT number, records, fingerprint FROM call WHERE request_id = ?"
-_CALL_BY_NUMBER: Final = "SELECT number, records FROM call WHERE number = ?"
-_INSERT_CALL: Final = "INSERT INTO call (number, request_id, fingerprint, records) VALUES (?, ?, ?, ?)"
+_CALL_BY_NUMBER: Final = "SELECT records, content FROM call WHERE number = ?"
+_INSERT_CALL: Final = (
+    "INSERT INTO call (number, request_id, fingerprint, content, records) VALUES (?, ?, ?, ?, ?)"
+)
 _INSERT_UPSERTS: Final = BulkInsert(
     "INSERT INTO action (record_id, hash, data) "
     "SELECT column1, column2, column3 FROM (VALUES {values}) WHERE column1 IS NOT NULL",
@@ -334,8 +343,9 @@ def _keep(
             return StagedCall(calls=seen[0], records=seen[1], replayed=True)
     calls, records, _, _ = connection.execute(_STATE).fetchone()
     if 0 < sequence <= calls:
-        number, known = connection.execute(_CALL_BY_NUMBER, (sequence,)).fetchone()
-        return StagedCall(calls=number, records=known, replayed=True)
+        known, content = connection.execute(_CALL_BY_NUMBER, (sequence,)).fetchone()
+        check_content(sequence, content, write)
+        return StagedCall(calls=sequence, records=known, replayed=True)
     if sequence > calls + 1:
         raise sequence_gap(sequence, calls + 1)
     if isinstance(write, Upserts):
@@ -347,7 +357,7 @@ def _keep(
         _INSERT_DELETES.run(connection, (), list(write.record_ids))
     calls, records = calls + 1, records + len(write.record_ids)
     name, fingerprint = (identity.request_id, identity.fingerprint) if identity else (None, None)
-    connection.execute(_INSERT_CALL, (calls, name, fingerprint, records))
+    connection.execute(_INSERT_CALL, (calls, name, fingerprint, content_of(write), records))
     connection.execute(_UPDATE_STATE, (calls, records, now_us))
     return StagedCall(calls=calls, records=records, replayed=False)
 
