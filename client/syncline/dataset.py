@@ -245,6 +245,10 @@ class Dataset(Generic[T]):
             idle_timeout=idle_timeout,
         )
 
+    def attach_session(self, session_id: str, *, source: str = DEFAULT_SOURCE) -> Session[T]:
+        """A session that was opened elsewhere, without I/O: to go on with it, or to end it with ``close``."""
+        return Session(self._client.connection, self._codec, source_name(self.dataset, source), session_id)
+
     # -- reading --------------------------------------------------------------------------------------------
 
     async def get(

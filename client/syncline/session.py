@@ -36,18 +36,31 @@ _Answer = tuple[list[str], list[int], int]
 
 
 class Session(Generic[T]):
-    """An open session; ``Dataset.session`` and ``Dataset.open_session`` make it. One task at a time may use it.
+    """An open session; ``Dataset.session``, ``open_session`` and ``attach_session`` make it.
 
-    Every method raises SessionInvalid when the session was closed, has expired, or another one was opened for
+    Several tasks may write into it: their calls take turns, each whole. Every method raises SessionInvalid when the session was closed, has expired, or another one was opened for
     its source; SessionBroken when an earlier call left it in doubt.
     """
 
-    def __init__(self, connection: "Connection", codec: Codec[T], source: str, info: SessionInfo) -> None:
+    def __init__(
+        self,
+        connection: "Connection",
+        codec: Codec[T],
+        source: str,
+        session_id: str,
+        *,
+        mode: SessionMode | None = None,
+        calls: int | None = None,
+    ) -> None:
         self._connection = connection
         self._codec = codec
         self._source = source
-        self._info = info
-        self._calls = 0
+        self._turn = asyncio.Lock()
+        self._calls = calls
+        self.session_id = session_id
+        """Id of the session, for logs and for ``Dataset.attach_session``."""
+        self.mode = mode
+        """How it shows what is written in it; None while an attached session has not asked."""
         self._broken: str = ""
         self.result: SessionResult | None = None
         """What closing it did; None while it is open."""
@@ -71,25 +84,15 @@ class Session(Generic[T]):
             idle_timeout=None if idle_timeout is None else _wire.to_duration(idle_timeout),
         )
         response = await connection.caller.write(connection.sessions.OpenSession, request)
-        return cls(connection, codec, source, _wire.to_session(response.session))
-
-    @property
-    def session_id(self) -> str:
-        """Id of the session, for logs."""
-        return self._info.session_id
-
-    @property
-    def mode(self) -> SessionMode:
-        """How it shows what is written in it."""
-        return self._info.mode
+        return cls(connection, codec, source, response.session.session_id, mode=mode, calls=0)
 
     @property
     def calls(self) -> int:
-        """Calls that the server has accepted."""
-        return self._calls
+        """Calls that the server has accepted, as far as is known here."""
+        return self._calls or 0
 
     def __repr__(self) -> str:
-        return f"<{self.mode} session {self.session_id} of {self._source}>"
+        return f"<session {self.session_id} of {self._source}>"
 
     async def upsert(self, rows: Iterable[T | bytes] | AsyncIterable[T | bytes]) -> PushResult:
         """Upsert records, after everything posted before.
@@ -136,28 +139,44 @@ class Session(Generic[T]):
 
     async def preview(self) -> SessionResult:
         """What a commit would do now, without doing it. Raises MassDeleteRefused where the commit would."""
-        return await self._end(commit=True, validate_only=True)
+        async with self._turn:
+            calls = (await self.info()).calls if self._calls is None else self._calls
+            return await self._end(commit=True, calls=calls, validate_only=True)
 
-    async def close(self, *, commit: bool = True) -> SessionResult:
+    async def close(self, *, commit: bool = True, calls: int | None = None) -> SessionResult:
         """Commit or roll back, and end the session; without effect on the data of stream sessions.
 
-        Raises MassDeleteRefused: the session is then still open and can be rolled back.
+        ``calls`` is how many calls must have been accepted for a commit: those made here, unless the session is
+        attached; then it must be given, so that the rest of a broken attempt is not committed by mistake.
+        Raises MassDeleteRefused and FailedPrecondition(SESSION_INCOMPLETE): the session is then still open and
+        can be rolled back.
         """
-        if commit and self._broken and self.mode != "stream":
-            raise SessionBroken(f"the session cannot be committed: {self._broken}; roll it back")
-        self.result = await self._end(commit=commit)
+        if not commit:
+            self.result = await self._end(commit=False)
+            return self.result
+        async with self._turn:
+            if self._broken and self.mode != "stream":
+                raise SessionBroken(f"the session cannot be committed: {self._broken}; roll it back")
+            if calls is None and self._calls is None:
+                raise ValueError("to commit an attached session, say with calls= how many calls it must have")
+            self.result = await self._end(commit=True, calls=calls)
         return self.result
 
     # -- calls ----------------------------------------------------------------------------------------------
 
     async def _end(
-        self, *, commit: bool, validate_only: bool = False, timeout_seconds: float = PATIENT_TIMEOUT_SECONDS
+        self,
+        *,
+        commit: bool,
+        calls: int | None = None,
+        validate_only: bool = False,
+        timeout_seconds: float = PATIENT_TIMEOUT_SECONDS,
     ) -> SessionResult:
         request = wire.CloseSessionRequest(
             source=self._source,
             session_id=self.session_id,
             commit=commit,
-            calls=self._calls,
+            calls=self._calls if calls is None else calls,
             validate_only=validate_only,
         )
         response = await self._connection.caller.write(
@@ -189,18 +208,25 @@ class Session(Generic[T]):
         keep: bool,
     ) -> PushResult:
         """Send batches as numbered calls, several in flight, and collect their answers in order."""
-        self._check_usable()
-        window = _Window(self, keep=keep)
-        try:
-            async with aclosing(batches):
+        async with self._turn, aclosing(batches):
+            self._check_usable()
+            await self._find_place()
+            window = _Window(self, keep=keep)
+            try:
                 async for batch in batches:
                     await window.add(action(batch), len(batch))
-            await window.finish()
-        except BaseException as error:
-            await window.abandon()
-            self._judge(error, calls_made=window.calls_made)
-            raise
-        return window.report()
+                await window.finish()
+            except BaseException as error:
+                await window.abandon()
+                self._judge(error, calls_made=window.calls_made)
+                raise
+            return window.report()
+
+    async def _find_place(self) -> None:
+        """Ask where an attached session stands."""
+        if self._calls is None:
+            info = await self.info()
+            self.mode, self._calls = info.mode, info.calls
 
     def _check_usable(self) -> None:
         if self.result is not None:
@@ -240,7 +266,7 @@ class Session(Generic[T]):
             except errors.OutOfRange as error:
                 # After a restart a call can arrive long before its predecessor, which is being repeated too.
                 failures += 1
-                if error.reason != "SEQUENCE_GAP" or sequence <= self._calls + 1 or loop.time() >= deadline:
+                if error.reason != "SEQUENCE_GAP" or sequence <= self.calls + 1 or loop.time() >= deadline:
                     raise
                 await asyncio.sleep(PATIENT.pause_seconds(failures))
             except errors.InvalidRecords as error:

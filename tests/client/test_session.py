@@ -349,3 +349,39 @@ async def test_info(fake: FakeSessions, books: syncline.Dataset[Any]) -> None:
 
     assert (await session.info()).calls == 1
     assert (session.session_id, session.mode, session.calls) == ("s-1", "replace", 1)
+
+
+async def test_tasks_take_turns(fake: FakeSessions, books: syncline.Dataset[Any]) -> None:
+    """No two calls share a number, which would lose one of them."""
+    async with books.session("stream") as session:
+        reports = await asyncio.gather(
+            *(session.upsert([{"n": n}, {"n": n}]) for n in range(30)), session.upsert(rows(2_500, 100))
+        )
+
+    assert len(fake.applied) == 2_560
+    assert session.calls == 33
+    assert len({result.record_id for report in reports for result in report.results}) == 2_560
+
+
+async def test_attached_session_goes_on(fake: FakeSessions, books: syncline.Dataset[Any]) -> None:
+    """Another process goes on where the first one stopped; it must say what it commits."""
+    session = await books.open_session("accrue")
+    await session.upsert(rows(1_500))
+    other = books.attach_session(session.session_id)
+
+    with pytest.raises(ValueError, match="calls="):
+        await other.close()
+    await other.upsert([{"n": 1_500}])
+    await other.close()
+
+    assert fake.applied == posted(1_501)
+    assert (other.mode, other.calls, fake.closes[0].calls) == ("replace", 3, 3)
+
+
+async def test_attached_session_is_closed_with_a_count(
+    fake: FakeSessions, books: syncline.Dataset[Any]
+) -> None:
+    await books.attach_session("s-1").close(commit=True, calls=7)
+    await books.attach_session("s-1").close(commit=False)
+
+    assert [(close.commit, close.calls) for close in fake.closes] == [(True, 7), (False, 0)]
