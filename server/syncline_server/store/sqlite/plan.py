@@ -28,6 +28,7 @@ from syncline_server.model import (
     IdentityKind,
     RecordScope,
     RequestIdentity,
+    SessionCommit,
     SessionMode,
     Status,
     Upserts,
