@@ -124,6 +124,9 @@ class _Names:
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    # The probing of bandwidth (grpc.http2.bdp_probe) stays on: here it governs what is received, and pushes over
+    # long distances need it. How much a subscriber that does not read may have on its way is the client's to
+    # say; what is sent ran at the same speed with it and without (256 KiB frames, 350 to 870 MiB/s).
     options = [
         ("grpc.max_receive_message_length", settings.message_bytes),
         ("grpc.max_send_message_length", -1),  # what is sent is bounded by pages and by what was received

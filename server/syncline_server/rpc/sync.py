@@ -2,9 +2,10 @@
 
 # ruff: noqa: N802 - methods are named by the proto
 
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from syncline.v1 import sync_service_pb2 as pb
 from syncline.v1.sync_service_pb2_grpc import SyncServiceServicer
@@ -13,6 +14,9 @@ from syncline_server.errors import Unavailable
 from syncline_server.feed.feed import Feed
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import begin, check_may_read, check_revision, dataset_of, wait_seconds
+
+RETURN_SECONDS: Final = 1.0
+"""Subscribers of a server that goes come back within this, not all in the same moment."""
 
 
 class SyncService(SyncServiceServicer):
@@ -64,4 +68,8 @@ class SyncService(SyncServiceServicer):
         async with aclosing(frames):
             async for frame in frames:
                 yield frame
-        raise Unavailable("SHUTTING_DOWN", "the server is shutting down; connect again with the last token")
+        raise Unavailable(
+            "SHUTTING_DOWN",
+            "the server is shutting down; connect again with the last token",
+            retry_after_seconds=random.uniform(0.1, RETURN_SECONDS),  # noqa: S311 - spreads load, hides nothing
+        )
