@@ -40,6 +40,8 @@ class RetryPolicy:
     first_seconds: float = 0.1
     """Upper bound of the first pause; doubled for each further one. The pause is drawn from zero up to it."""
     max_seconds: float = 2.0
+    attempt_seconds: float = 30.0
+    """A write that is not answered for so long, or for half of the time left, is asked for again."""
 
     def pause_seconds(self, failures: int) -> float:
         """A pause after so many failures in a row (1, 2, …): full jitter."""
@@ -55,6 +57,11 @@ PATIENT: Final = RetryPolicy(attempts=None)
 
 PATIENT_TIMEOUT_SECONDS: Final = 120.0
 """How long bulk work waits for a server that is away."""
+
+LONG: Final = RetryPolicy(attempts=None, attempt_seconds=300.0)
+"""One call whose work grows with the dataset: committing a session, deleting or re-keying a dataset."""
+
+LONG_TIMEOUT_SECONDS: Final = 600.0
 
 
 class Caller:
@@ -130,7 +137,7 @@ class Caller:
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = _now() + timeout
         try:
-            return await method(request, timeout=_share(timeout), metadata=self._metadata)
+            return await method(request, timeout=_share(timeout, policy), metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             failure = to_error(error, self._endpoint)
         if _is_clock_trouble(failure):
@@ -167,7 +174,9 @@ class Caller:
             remaining = max(deadline - _now(), 0.001)
             try:
                 return await method(
-                    request, timeout=_share(remaining) if write else remaining, metadata=self._metadata
+                    request,
+                    timeout=_share(remaining, policy) if write else remaining,
+                    metadata=self._metadata,
                 )
             except grpc.aio.AioRpcError as error:
                 failure = to_error(error, self._endpoint)
@@ -234,9 +243,11 @@ def _may_repeat(failure: SynclineError, *, write: bool) -> bool:
     return failure.reason == "DATASET_CHANGED" and "revision" not in failure.metadata
 
 
-def _share(remaining_seconds: float) -> float:
+def _share(remaining_seconds: float, policy: RetryPolicy) -> float:
     """Time for one attempt of a write: half of what is left, so that a lost answer leaves room to ask again."""
-    return remaining_seconds if remaining_seconds < 1.0 else max(1.0, min(remaining_seconds / 2, 30.0))
+    if remaining_seconds < 1.0:
+        return remaining_seconds
+    return max(1.0, min(remaining_seconds / 2, policy.attempt_seconds))
 
 
 def _now() -> float:

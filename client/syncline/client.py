@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, overload
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from syncline import _wire
-from syncline._call import DEFAULT_TIMEOUT_SECONDS, Caller
+from syncline._call import DEFAULT_TIMEOUT_SECONDS, LONG, LONG_TIMEOUT_SECONDS, Caller
 from syncline._transport import Endpoint, Tls, resolve
 from syncline.dataset import Dataset
 from syncline.errors import NotFound
@@ -109,7 +109,7 @@ def connect(
     a list the calls take turns. ``key``: the argument, or SYNCLINE_KEY, or for a server on this machine the
     admin key in its data directory (SYNCLINE_DATA, ``./syncline-data``). Other machines are reached by TLS, with
     the system's authorities or those in ``tls``, unless ``insecure``. ``timeout_seconds`` is the deadline of each
-    call, retries included.
+    call, retries included; deletes of datasets and sources, re-keying and sessions have longer ones.
 
     Raises ValueError for an address that cannot be one, and where a key would travel in plain text.
     """
@@ -252,7 +252,8 @@ class Client:
             identity=identity,
         )
         request = catalog.UpdateDatasetRequest(dataset=message, update_mask=mask, rekey=rekey)
-        return _wire.to_dataset((await self._write("UpdateDataset", request)).dataset)
+        write = self._write_long if rekey else self._write
+        return _wire.to_dataset((await write("UpdateDataset", request)).dataset)
 
     async def delete_dataset(self, dataset: str, *, etag: str = "", missing_ok: bool = False) -> None:
         """Delete a dataset with everything in it. Raises NotFound unless ``missing_ok``, EtagMismatch."""
@@ -404,9 +405,16 @@ class Client:
         connection = self.connection
         return await connection.caller.write(getattr(connection.catalog, method), request)
 
+    async def _write_long(self, method: str, request: Any) -> Any:
+        """Make a call whose work grows with the dataset."""
+        connection = self.connection
+        return await connection.caller.write(
+            getattr(connection.catalog, method), request, policy=LONG, timeout_seconds=LONG_TIMEOUT_SECONDS
+        )
+
     async def _delete(self, method: str, request: Any, *, missing_ok: bool) -> None:
         try:
-            await self._write(method, request)
+            await self._write_long(method, request)
         except NotFound:
             if not missing_ok:
                 raise

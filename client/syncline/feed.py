@@ -99,7 +99,7 @@ class ChangeFeed(Generic[T]):
         self._faults = 0  # in a row, for giving up
         self._received: Iterator[feed_pb2.FeedEvent] = iter(())
         self._events: Iterator[Put[T] | Delete] = iter(())
-        self._closed = False
+        self._closing = asyncio.Event()
         self.reconnects = 0
         """How often the stream was opened again."""
 
@@ -143,7 +143,7 @@ class ChangeFeed(Generic[T]):
 
     async def aclose(self) -> None:
         """End it. Iterating on ends at once."""
-        self._closed = True
+        self._closing.set()
         self._events = iter(())
         self._drop()
 
@@ -170,7 +170,7 @@ class ChangeFeed(Generic[T]):
 
     async def _next_part(self) -> Part[T]:
         while True:
-            if self._closed:
+            if self._closing.is_set():
                 raise StopAsyncIteration
             if self._call is None and (reset := self._connect()) is not None:
                 return reset
@@ -201,7 +201,7 @@ class ChangeFeed(Generic[T]):
             )
         except asyncio.CancelledError:
             self._drop()
-            if self._closed and not _is_cancelling():
+            if self._closing.is_set() and not _is_cancelling():
                 return  # closed by another task, while this one was reading
             raise
         except grpc.aio.AioRpcError as error:
@@ -261,7 +261,9 @@ class ChangeFeed(Generic[T]):
         self._failures = 1 if healthy else self._failures + 1
         pause = max(self._options.reconnect.pause_seconds(self._failures), error.retry_after_seconds or 0.0)
         LOG.info("feed of %s: connecting again in %.2f s: %s", self._dataset, pause, error.message)
-        await asyncio.sleep(pause)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._closing.wait()
         self.reconnects += 1
 
 

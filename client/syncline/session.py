@@ -13,10 +13,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from syncline import _wire, errors
-from syncline._call import LOG, PATIENT, PATIENT_TIMEOUT_SECONDS, complete_violations
+from syncline._call import (
+    LOG,
+    LONG,
+    LONG_TIMEOUT_SECONDS,
+    PATIENT,
+    PATIENT_TIMEOUT_SECONDS,
+    complete_violations,
+)
 from syncline._convert import Codec
 from syncline._load import encoded_batches
-from syncline.errors import Rejected, SessionBroken, SynclineError
+from syncline.errors import Rejected, SessionBroken
 from syncline.models import PushResult, Results, SessionInfo, SessionMode, SessionResult
 from syncline.v1 import session_service_pb2 as wire
 
@@ -170,7 +177,7 @@ class Session(Generic[T]):
         commit: bool,
         calls: int | None = None,
         validate_only: bool = False,
-        timeout_seconds: float = PATIENT_TIMEOUT_SECONDS,
+        timeout_seconds: float = LONG_TIMEOUT_SECONDS,
     ) -> SessionResult:
         request = wire.CloseSessionRequest(
             source=self._source,
@@ -180,7 +187,7 @@ class Session(Generic[T]):
             validate_only=validate_only,
         )
         response = await self._connection.caller.write(
-            self._connection.sessions.CloseSession, request, policy=PATIENT, timeout_seconds=timeout_seconds
+            self._connection.sessions.CloseSession, request, policy=LONG, timeout_seconds=timeout_seconds
         )
         return SessionResult(
             revision=response.revision,
@@ -383,6 +390,6 @@ async def _roll_back(session: Session[Any]) -> None:
 async def _try_roll_back(session: Session[Any]) -> None:
     try:
         session.result = await session._end(commit=False, timeout_seconds=ROLLBACK_SECONDS)  # noqa: SLF001
-    except SynclineError as error:
+    except Exception as error:  # noqa: BLE001 - nobody waits for this task who could handle it
         # Closed already, or out of reach: it holds no data that shows, and the server lets it expire.
-        LOG.debug("rollback of %r: %s", session, error.message)
+        LOG.debug("rollback of %r: %s", session, error)

@@ -162,6 +162,19 @@ async def test_closing_the_client_ends_a_feed_that_another_task_reads(scripted: 
     await scripted.until(lambda s: s.open_streams == 0)
 
 
+async def test_closing_ends_a_feed_that_pauses(scripted: ScriptedServer, client: syncline.Client) -> None:
+    scripted.streams([Refuse("UNAVAILABLE", "SHUTTING_DOWN", retry_seconds=60)])
+    feed = follow(client)
+    task = asyncio.create_task(anext(feed))
+    await scripted.until(lambda s: bool(s.requests))
+    await asyncio.sleep(0.05)  # into the pause; before it the close is as good
+
+    await feed.aclose()
+
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(task, 5)
+
+
 async def test_giving_up_a_wait_loses_nothing(scripted: ScriptedServer, client: syncline.Client) -> None:
     """``wait_for(anext(feed), …)`` cancels the stream; the next step resumes it."""
     scripted.streams([[changes(0, 1, [A]), checkpoint(1, [A])]], [[changes(1, 2, [B])]])

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import anyio
 import pytest
 
 import syncline
@@ -161,6 +162,21 @@ async def test_rollback_on_cancellation(fake: FakeSessions, books: syncline.Data
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    async with asyncio.timeout(5):
+        while not fake.closes:
+            await asyncio.sleep(0.001)
+
+    assert [close.commit for close in fake.closes] == [False]
+
+
+async def test_rollback_inside_a_cancelled_anyio_scope(
+    fake: FakeSessions, client: syncline.Client, books: syncline.Dataset[Any]
+) -> None:
+    """anyio cancels every await of a cancelled scope anew; the rollback goes on beside it."""
+    fake.hang = True
+    with anyio.move_on_after(0.1):
+        async with books.session("replace") as session:
+            await session.upsert(rows(1))
     async with asyncio.timeout(5):
         while not fake.closes:
             await asyncio.sleep(0.001)
