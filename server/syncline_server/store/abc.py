@@ -229,7 +229,7 @@ class Store(ABC):
         generation is the one expected (NotFound, Aborted(DATASET_CHANGED)); the source is enabled
         (FailedPrecondition(SOURCE_DISABLED)); the session, if one is named, is open and the sequence is next
         (PermissionDenied(SESSION_INVALID), OutOfRange(SEQUENCE_GAP); a sequence that was accepted already gets
-        its first answer, under whatever identity); the conditions hold
+        its first answer, under whatever identity, or InvalidArgument(REQUEST_ID_REUSED) for other content); the conditions hold
         (Aborted(CONDITION_FAILED) with every failed one as a Violation, or with ``partial`` the status
         CONFLICT). Then:
 
@@ -280,7 +280,8 @@ class Store(ABC):
     ) -> StagedCall:
         """Keep one action of an accrue or replace session, durably, as the next call.
 
-        A sequence that was accepted already is answered and not kept again; one that cannot come next:
+        A sequence that was accepted already is answered and not kept again, but with other content it is
+        refused (REQUEST_ID_REUSED); one that cannot come next:
         OutOfRange(SEQUENCE_GAP) with ``expected``.
         """
 

@@ -125,7 +125,7 @@ def read_changes(
 def _changes(page: Sequence[Any]) -> Changes:
     count, _, last_revision, first_revision, first_time, last_time, reason, puts, ids, data, *rest = page
     if not count:
-        return Changes(record_ids=(), data=(), revisions=(), commit_times_us=())
+        return Changes(record_ids=[], data=[], revisions=[], commit_times_us=[])
     revisions, times, reasons = rest
     bodies = data.split(b"\n")
     return Changes(

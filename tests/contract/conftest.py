@@ -1,0 +1,35 @@
+"""Every test of this directory runs against every backend, and ends with a check of what it left behind."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.store_values import BACKENDS, DURABLE, Backend, Bench
+
+from syncline_server.store.abc import Store
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    made = BACKENDS[request.param](tmp_path)
+    yield made
+    made.check()
+
+
+@pytest.fixture(params=DURABLE)
+def durable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """A backend whose contents survive that it is closed and opened again."""
+    made = BACKENDS[request.param](tmp_path)
+    yield made
+    made.check()
+
+
+@pytest.fixture
+async def store(backend: Backend) -> AsyncIterator[Store]:
+    async with backend.open() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def bench(store: Store, backend: Backend) -> Bench:
+    return await Bench.make(store, backend.clock)
