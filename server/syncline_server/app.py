@@ -48,9 +48,6 @@ from syncline_server.store.sqlite import SqliteStore, open_store
 
 _log = structlog.get_logger()
 
-DATABASE: Final = "syncline.db"
-ADMIN_KEY: Final = "admin.key"
-
 SWITCH_SECONDS: Final = 0.0002
 """How long a thread may keep the interpreter when another one wants it. SQLite gives it up at every step and
 must get it back to go on: with Python's 5 ms a busy event loop would let the writer's thread do 200 steps a
@@ -86,7 +83,7 @@ async def serve(settings: Settings, ready: Callable[[Running], None], *, clock: 
     """Serve until a signal comes; return the exit code. ``ready`` is called when calls are accepted.
 
     A second signal ends the process at once, which is always safe.
-    Raises StoreRefused, ListenError, MonitoringError, OSError when the server cannot start.
+    Raises StoreRefused, or OSError, when the server cannot start.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     stop = asyncio.Event()
@@ -108,10 +105,9 @@ async def running(
     """A server that serves while the block lasts; on leaving it drains. Yields it and the event of its failure."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings.data / DATABASE, clock=clock))
+        store = await stack.enter_async_context(open_store(settings.database, clock=clock))
         stack.push_async_callback(_last_checkpoint, store)
-        admin_key = settings.data / ADMIN_KEY
-        is_new = await ensure_admin_key(store, admin_key, clock)
+        is_new = await ensure_admin_key(store, settings.admin_key, clock)
 
         notifier = LocalNotifier()
         keys = Keys(store, clock)
@@ -186,7 +182,7 @@ async def running(
         server = Running(
             addresses=grpc.addresses,
             http=http,
-            admin_key=admin_key,
+            admin_key=settings.admin_key,
             admin_key_is_new=is_new,
             store_engine=store.info.engine_version,
         )
@@ -244,8 +240,8 @@ async def make_admin_key(store: Store, path: Path, clock: Clock) -> None:
 async def renew_admin_key(settings: Settings, clock: Clock | None = None) -> None:
     """Make another admin key in a store that no server has open. Raises StoreRefused."""
     clock = clock or SystemClock()
-    async with open_store(settings.data / DATABASE, clock=clock) as store:
-        await make_admin_key(store, settings.data / ADMIN_KEY, clock)
+    async with open_store(settings.database, clock=clock) as store:
+        await make_admin_key(store, settings.admin_key, clock)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import structlog
 import typer
@@ -21,19 +21,20 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import Progress
 
-from syncline_server.app import ADMIN_KEY, DATABASE, EXIT_FAILED, Running, renew_admin_key, serve
 from syncline_server.logs import configure_logs
-from syncline_server.monitoring import MonitoringError
-from syncline_server.rpc.server import ListenError
 from syncline_server.settings import Settings, SettingsError, load_settings
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.sqlite import admin
 from syncline_server.store.sqlite import fsck as checking
 from syncline_server.versions import WrongVersion, check_versions
 
+if TYPE_CHECKING:
+    from syncline_server.app import Running
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
+EXIT_DAMAGED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CANNOT: Final = 3
 
@@ -126,14 +127,8 @@ def serve_command(
     try:
         check_versions()
         code = _run(settings)
-    except (WrongVersion, StoreRefused) as error:
+    except (WrongVersion, StoreRefused, OSError) as error:
         _fail(str(error), EXIT_CANNOT)
-    except ListenError as error:
-        _fail(f"{error}; stop what is using it, or choose another with --listen", EXIT_CANNOT)
-    except MonitoringError as error:
-        _fail(f"{error}; choose another address with --http, or none with --http ''", EXIT_CANNOT)
-    except OSError as error:
-        _fail(f"cannot start: {error}", EXIT_CANNOT)
     raise typer.Exit(code)
 
 
@@ -206,18 +201,19 @@ def admin_key(*, data: _Data = None, config: _Config = None) -> None:
     The server must be stopped. The old key stays good: delete it with `syncline key delete`.
     """
     settings = _settings(config, data=data)
-    if not (settings.data / DATABASE).exists():
+    from syncline_server.app import renew_admin_key
+
+    if not settings.database.exists():
         _fail(f"there is no store in {settings.data}; start the server to make one", EXIT_CANNOT)
-    path = settings.data / ADMIN_KEY
     try:
         asyncio.run(renew_admin_key(settings))
     except StoreRefused as error:
         _fail(str(error), EXIT_CANNOT)
-    typer.echo(f"admin key in {path}")
+    typer.echo(f"admin key in {settings.admin_key}")
 
 
 def _database(config: Path | None, data: Path | None) -> Path:
-    return _settings(config, data=data).data / DATABASE
+    return _settings(config, data=data).database
 
 
 def _check(store: Path, *, advice: str) -> None:
@@ -228,7 +224,7 @@ def _check(store: Path, *, advice: str) -> None:
     for problem in report.problems:
         typer.echo(f"problem: {problem}")
     if not report.ok:
-        _fail(f"{len(report.problems)} problems in {store}; {advice}", EXIT_FAILED)
+        _fail(f"{len(report.problems)} problems in {store}; {advice}", EXIT_DAMAGED)
 
 
 def _tool(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -248,6 +244,12 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _run(settings: Settings) -> int:
+    # Only now, because gRPC reads this when it is imported: its core writes lines of its own form into the
+    # log, one for each handshake that somebody botches.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from syncline_server.app import EXIT_FAILED, serve
+    from syncline_server.rpc.interceptors import unwrap
+
     try:
         import uvloop
     except ImportError:
@@ -257,15 +259,15 @@ def _run(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(serve(settings, lambda running: _tell_ready(running, settings)))
-    except ExceptionGroup as group:
-        known = (WrongVersion, StoreRefused, ListenError, MonitoringError, OSError)
-        if len(group.exceptions) == 1 and isinstance(group.exceptions[0], known):
-            raise group.exceptions[0] from None
-        _log.critical("server.failed", exc_info=group)
+    except Exception as error:
+        cause = unwrap(error)
+        if isinstance(cause, StoreRefused | OSError):
+            raise cause from None
+        _log.critical("server.failed", exc_info=cause)
         return EXIT_FAILED
 
 
-def _tell_ready(running: Running, settings: Settings) -> None:
+def _tell_ready(running: "Running", settings: Settings) -> None:
     """Say where the server listens and what to do next."""
     out = Console(soft_wrap=True, highlight=False)
     if out.is_terminal:
@@ -277,7 +279,7 @@ def _tell_ready(running: Running, settings: Settings) -> None:
     sys.stdout.flush()
 
 
-def _welcome(running: Running, settings: Settings) -> Panel:
+def _welcome(running: "Running", settings: Settings) -> Panel:
     here = running.addresses[0]
     lines = [
         f"[bold]gRPC[/]      {escape(', '.join(running.addresses))}",

@@ -17,10 +17,6 @@ _MAX_CONNECTIONS: Final = 32
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
-class MonitoringError(Exception):
-    """The address cannot be listened on."""
-
-
 class Monitoring:
     """Answers requests. Made by ``monitoring_server``."""
 
@@ -62,12 +58,15 @@ class Monitoring:
 async def monitoring_server(
     host: str, port: int, metrics: Metrics, writable: Callable[[], bool]
 ) -> AsyncIterator[str]:
-    """Listen while the block lasts; yields the address. Raises MonitoringError."""
+    """Listen while the block lasts; yields the address. Raises OSError when the address cannot be listened on."""
     monitoring = Monitoring(metrics, writable)
     try:
         server = await asyncio.start_server(monitoring.answer, host, port, limit=_REQUEST_BYTES)
     except OSError as error:
-        raise MonitoringError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another address with --http, or none with --http ''"
+        ) from None
     async with server:
         bound: int = server.sockets[0].getsockname()[1]
         yield f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"

@@ -256,6 +256,16 @@ class Settings(BaseSettings):
                     )
         return self
 
+    @property
+    def database(self) -> Path:
+        """File of the embedded store."""
+        return self.data / "syncline.db"
+
+    @property
+    def admin_key(self) -> Path:
+        """File of the key that the first start makes."""
+        return self.data / "admin.key"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -24,14 +24,6 @@ Service = tuple[Callable[[Any, Any], None], Any]
 """The generated function that adds a servicer to a server, and the servicer."""
 
 
-class ListenError(Exception):
-    """An address cannot be listened on."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(f"cannot listen on {address}: it is in use, or not an address of this machine")
-        self.address = address
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """Files in PEM form. They are read again when they change, so certificates are renewed without a restart."""
@@ -86,7 +78,7 @@ class GrpcServer:
 async def grpc_server(
     edge: Edge, services: Sequence[Service], settings: ServerSettings
 ) -> AsyncIterator[GrpcServer]:
-    """Listen while the block lasts. Raises ListenError, and ValueError when the TLS files are no good."""
+    """Listen while the block lasts. Raises OSError when it cannot, or a TLS file cannot be read."""
     server = grpc.aio.server(options=_options(settings))
     registry = _Names(EdgeServer(edge, server))
     for add, servicer in services:
@@ -157,7 +149,10 @@ def _listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
         else:
             port = server.add_secure_port(address, _credentials(tls))
     except RuntimeError:
-        raise ListenError(address) from None
+        raise OSError(
+            f"cannot listen on {address}: it is in use, or not an address of this machine; "
+            "stop what is using it, or choose another with --listen"
+        ) from None
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
