@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blocks.markdown import table as markdown_table
 
-SHOWN_TESTS = 2
+SHOWN_TESTS = 3
 DISTANCES = ("acceptance", "robustness", "contract", "client", "server")
 """Where a test is looked for first: the further away from the code, the more it proves."""
 

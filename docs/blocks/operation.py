@@ -1,6 +1,7 @@
 """What an operator meets: metrics, log events, failpoints."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from syncline_server.metrics import Metrics
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 
 EVENTS: dict[str, str] = {
+    "catalog.changed": "A dataset, source or key was made, changed or deleted, by this key.",
     "loop.lag": "The event loop came late to a timer: something kept the process busy for so long.",
     "rpc.failed": "A call met something that nobody foresaw. The caller got INTERNAL with this incident id.",
     "server.failed": "The server ends because of a fault that nobody foresaw; the traceback is with it.",
@@ -65,11 +67,17 @@ def log_events(root: Path) -> str:
                 f"`{name}`",
                 ", ".join(sorted(levels)),
                 ", ".join(f"`{field}`" for field in sorted(names)),
-                EVENTS[name],
+                _described(EVENTS, name),
             )
             for name, (levels, names) in sorted(found.items())
         ),
     )
+
+
+def _described(texts: dict[str, str], name: str) -> str:
+    if name not in texts:
+        sys.exit(f"{name!r} has no description yet: give it one in docs/blocks/operation.py")
+    return texts[name]
 
 
 def _logged(directory: Path) -> Iterator[tuple[str, str, set[str]]]:
@@ -110,5 +118,6 @@ def reached_failpoints(root: Path) -> set[str]:
 
 def failpoints(root: Path) -> str:
     return table(
-        ("place", "reached"), ((f"`{name}`", FAILPOINTS[name]) for name in sorted(reached_failpoints(root)))
+        ("place", "reached"),
+        ((f"`{name}`", _described(FAILPOINTS, name)) for name in sorted(reached_failpoints(root))),
     )

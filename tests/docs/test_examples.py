@@ -1,9 +1,10 @@
-"""What the docs tell people to type works: every example is run, in order, against a server of its own.
+"""What the docs tell people to type works: every example is run, in order, against a server without datasets.
 
 Blocks marked ``console`` hold commands after ``$`` and what they print, where ``…`` stands for anything; blocks
 marked ``python`` are scripts, or doctests. Blocks marked otherwise are not run.
 """
 
+import asyncio
 import doctest
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
-from support.server_process import ServerProcess
+import syncline
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:7420"
@@ -30,20 +31,19 @@ DOCUMENTS = [
 
 
 @pytest.fixture
-def terminal(tmp_path):
-    server = ServerProcess(tmp_path / "server")
-    here = tmp_path / "here"
-    here.mkdir()
-    server.start_now()
-    try:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        environment["SYNCLINE_SERVER"] = server.address
-        environment["SYNCLINE_DATA"] = str(server.data)
-        yield Terminal(here, server.address, environment)
-    finally:
-        server.end()
-        print(server.log)  # shown when the test fails
+def terminal(tmp_path, shared_server):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["SYNCLINE_SERVER"] = shared_server.address
+    environment["SYNCLINE_DATA"] = str(shared_server.data)
+    yield Terminal(tmp_path, shared_server.address, environment)
+    asyncio.run(delete_datasets(shared_server))
+
+
+async def delete_datasets(server):
+    async with syncline.connect(server.address, key=server.key) as client:
+        for dataset in await client.list_datasets():
+            await client.delete_dataset(dataset.dataset)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

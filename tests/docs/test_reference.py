@@ -13,10 +13,15 @@ from blocks import BLOCKS, operation
 from blocks import errors as error_blocks
 from syncline.names import encode_key, parse_record_id
 from syncline_server import errors
-from syncline_server.settings import Settings
+from syncline_server.metrics import Metrics
+from syncline_server.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = list(generate.pages())
+CLIENT_VARIABLES = {
+    f"SYNCLINE_{name}"
+    for name in ("SERVER", "KEY", "TLS", "CA", "CERT", "CERT_KEY", "INSECURE", "FAILPOINTS")
+}
 
 
 def test_generated_blocks_are_up_to_date():
@@ -102,3 +107,25 @@ def without_code(text: str) -> str:
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_files_of_the_docs_are_accepted(page, tmp_path):
+    for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL):
+        file = tmp_path / "syncline.toml"
+        file.write_text(text)
+        assert load_settings(file)
+
+
+def test_metrics_and_variables_of_the_docs_exist():
+    text = "\n".join(page.read_text() for page in PAGES)
+    exposed = Metrics().exposition().decode()
+    metrics = set(re.findall(r"^# TYPE (\w+)", exposed, re.MULTILINE))
+    variables = {f"SYNCLINE_{name.upper()}" for name in Settings.model_fields} | CLIENT_VARIABLES
+
+    assert {
+        name
+        for name in re.findall(r"\bsyncline_(?!server\b)[a-z_]+", text)
+        if name.removesuffix("_bucket") not in metrics
+    } == set()
+    assert set(re.findall(r"\bSYNCLINE_[A-Z_]+\b", text)) - variables == set()
