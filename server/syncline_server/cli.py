@@ -259,7 +259,7 @@ def _run(settings: Settings) -> int:
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(serve(settings, lambda running: _tell_ready(running, settings)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last one who can say what happened
         cause = unwrap(error)
         if isinstance(cause, StoreRefused | OSError):
             raise cause from None
