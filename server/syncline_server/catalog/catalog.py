@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, cast
 
 from syncline_server.catalog import checks
-from syncline_server.catalog.schema import Schema, compile_schema
+from syncline_server.catalog.schema import Schema, compile_schema, stored_schema
 from syncline_server.clock import Clock
-from syncline_server.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
+from syncline_server.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from syncline_server.ids import new_uid
 from syncline_server.model import (
     Appended,
@@ -98,7 +98,7 @@ class Catalog:
             raise
         opened = None if entry is None else cast("OpenDataset", entry.value)
         if opened is None or opened.dataset.etag != dataset.etag or opened.dataset.number != dataset.number:
-            opened = OpenDataset(dataset=dataset, schema=compile_schema(dataset.schema))
+            opened = OpenDataset(dataset=dataset, schema=stored_schema(dataset.schema))
         self._keep(self._datasets, dataset_id, opened, forgotten)
         return opened
 
@@ -203,6 +203,8 @@ class Catalog:
                 await self._check_rekey(wanted)
             if validate_only:
                 checks.refuse_other_etag(etag, current)
+                if not moves:
+                    _refuse_identity_in_use(current, wanted)
                 return wanted
             expected = checks.expected_generation(etag, current) if etag else current.generation
             if not moves:
@@ -231,7 +233,7 @@ class Catalog:
         identity: RequestIdentity | None = None,
         validate_only: bool = False,
     ) -> int | None:
-        """Delete a dataset with everything in it; return its number, None when a retry finds it deleted.
+        """Delete a dataset with everything in it; return its number, None when a retry finds that done.
 
         Raises NotFound(DATASET_NOT_FOUND), Aborted(ETAG_MISMATCH).
         """
@@ -251,7 +253,15 @@ class Catalog:
             await self._store.delete_dataset(current.number, expected_generation=expected, identity=identity)
         finally:
             self.forget(dataset_id)
+        if identity is not None and await self._is_there(current):
+            return None  # this request had deleted the dataset that bore the name before
         return current.number
+
+    async def _is_there(self, dataset: Dataset) -> bool:
+        try:
+            return (await self._store.get_dataset(dataset.dataset_id)).number == dataset.number
+        except NotFound:
+            return False
 
     async def _check_rekey(self, wanted: Dataset) -> None:
         """Try the new ids ahead of the commit, which stops at the first record that has none, to tell of all."""
@@ -432,6 +442,16 @@ def _check_dataset(dataset: Dataset) -> None:
     ]
     checks.refuse(problems)
     compile_schema(dataset.schema)
+
+
+def _refuse_identity_in_use(current: Dataset, wanted: Dataset) -> None:
+    """Say what the store would say; only it knows whether there are tombstones."""
+    if wanted.identity != current.identity and current.head.record_count:
+        raise FailedPrecondition(
+            "IDENTITY_IN_USE",
+            f"dataset {current.dataset_id!r} holds records, whose ids come from its identity; ask to re-key it",
+            dataset=current.dataset_id,
+        )
 
 
 def _rekey_violations(make_record_id: MakeRecordId, record: Record, index: int) -> list[Violation]:

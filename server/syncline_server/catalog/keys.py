@@ -261,7 +261,7 @@ class Keys:
             generation=1,
             create_time_us=now_us,
             last_used_us=None,
-            expire_time_us=None if lifetime_us is None else now_us + max(lifetime_us, ROTATION_OVERLAP_US),
+            expire_time_us=None if lifetime_us is None else now_us + lifetime_us,
         )
         made = await self._create(wanted, identity, validate_only=validate_only)
         if not validate_only:

@@ -54,14 +54,17 @@ _PATTERNS: Final = jsonschema_rs.RegexOptions(size_limit=PATTERN_PROGRAM_BYTES)
 class Schema:
     """A schema that records can be checked against. Made by ``compile_schema``."""
 
-    def __init__(self, validator: jsonschema_rs.Draft202012Validator | None, cost: SchemaCost) -> None:
+    def __init__(
+        self, validator: jsonschema_rs.Draft202012Validator | None, cost: SchemaCost, *, unusable: str = ""
+    ) -> None:
         self._validator = validator
         self._cost = cost
-        self.accepts_everything = validator is None
+        self._unusable = unusable
+        self.accepts_everything = validator is None and not unusable
         """Records need not be shown to it."""
         self.light_bytes = (
             0
-            if cost.slow_on_big_integers
+            if cost.slow_on_big_integers or unusable
             else min(
                 2 * CHECKED_EVALUATIONS // (cost.evaluations + cost.entries),
                 PATTERN_STEPS // max(cost.pattern, 1),
@@ -71,6 +74,8 @@ class Schema:
 
     def refusal(self, data: bytes) -> str:
         """Why a record, in canonical form, is too much to be checked; empty when it is not."""
+        if self._unusable:
+            return self._unusable
         if self._evaluations(data) > CHECKED_EVALUATIONS:
             return "the record has too many values to be checked against a schema as involved as this one"
         if self._cost.pattern * len(data) > PATTERN_STEPS:
@@ -121,7 +126,9 @@ class Schema:
         return self._cost.evaluations * _count_values(data) + self._cost.entries * containers
 
 
-ANYTHING: Final = Schema(None, SchemaCost(evaluations=1, entries=0, pattern=0, slow_on_big_integers=False))
+_NO_COST: Final = SchemaCost(evaluations=1, entries=0, pattern=0, slow_on_big_integers=False)
+
+ANYTHING: Final = Schema(None, _NO_COST)
 """Accepts every object."""
 
 
@@ -151,6 +158,18 @@ def compile_schema(text: str) -> Schema:
     except (SchemaRefused, ValueError) as error:
         raise _invalid(f"the schema is not accepted: {error}") from None
     return Schema(validator, cost)
+
+
+def stored_schema(text: str) -> Schema:
+    """Compile a schema that was accepted once.
+
+    One that this version accepts no more refuses every record, and says so; what is there can still be read.
+    """
+    try:
+        return compile_schema(text)
+    except InvalidArgument as error:
+        reason = f"nothing can be written until the dataset's schema is replaced: {error.message}"
+        return Schema(None, _NO_COST, unusable=reason)
 
 
 def _count_values(data: bytes) -> int:
