@@ -185,9 +185,16 @@ class Staging:
         return session_id in self._open
 
     @asynccontextmanager
-    async def frozen(self, session_id: str) -> AsyncIterator[str]:
-        """Hold a session still, prepared and closed; gives the URI to attach it by. Raises SESSION_INVALID."""
-        async with self._held(session_id) as staged:
+    async def frozen(self, session_id: str) -> AsyncIterator[str | None]:
+        """Hold a session still, prepared and closed; gives the URI to attach it by, None when it does not stage."""
+        staged = self._open.get(session_id)
+        if staged is None:
+            yield None
+            return
+        async with staged.lock:
+            if staged.ended:
+                yield None
+                return
             await self._run(staged, _prepare)
             await _close(staged)  # the last connection: it brings the WAL into the file and removes it
             yield f"{staged.path.absolute().as_uri()}?mode=ro&immutable=1"

@@ -135,8 +135,13 @@ class SqliteStore(Store):
         """Await several steps that belong together; a caller that is cancelled leaves them running."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
         return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have gone; nobody else is to be told
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
         """One transaction of the catalog."""
@@ -325,11 +330,11 @@ class SqliteStore(Store):
         assert isinstance(commit.write, SessionCommit)
         session_id = commit.write.session_id
         arguments: dict[str, Any] = {"now_us": self._clock.now_us(), "random_bytes": self._random_bytes}
-        if not self._staging.holds(session_id):
-            return await self._writer.transact(
-                sessions.commit_session, commit, carried, carry_changes, **arguments
-            )
         async with self._staging.frozen(session_id) as uri:
+            if uri is None:  # a stream session, or one that has ended: the transaction says what that means
+                return await self._writer.transact(
+                    sessions.commit_session, commit, carried, carry_changes, **arguments
+                )
             done = await self._writer.attached(
                 (uri, "staged"), sessions.commit_session, commit, carried, carry_changes, **arguments
             )
@@ -495,7 +500,7 @@ class SqliteStore(Store):
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(_ignoring_trouble(work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
 
     async def probe(self) -> None:
         """See Store."""
