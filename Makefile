@@ -100,7 +100,7 @@ bench: .venv/.stamp ## Measure beside etcd, NATS and SQLite; writes bench/result
 demo: .venv/.stamp ## See it work: real records, a follower, kill -9, exact copies
 	@$(BIN)/python -m examples.demo
 
-serve: .venv/.stamp ## Run a server on 127.0.0.1:7420 with its data in ./data
+serve: .venv/.stamp ## Run a server on 127.0.0.1:7420 with its data in ./syncline-data
 	@$(BIN)/syncline-server serve
 
 docs: .venv/.stamp ## Bring the generated blocks of the docs up to date with the code
