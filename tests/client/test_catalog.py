@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+
+import syncline
 from support.scripted_server import (
     Refuse,
     ScriptedServer,
@@ -15,8 +17,6 @@ from support.scripted_server import (
     reset,
     server_info,
 )
-
-import syncline
 from syncline.v1 import catalog_service_pb2 as wire
 from syncline.v1 import record_pb2, record_service_pb2, sync_service_pb2
 from syncline.v1.dataset_pb2 import Identity, Retention

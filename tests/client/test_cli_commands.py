@@ -362,7 +362,7 @@ def test_push_takes_the_types_of_columns_from_the_schema(client, books_file):
 
 
 def test_push_tells_every_error_with_its_line_and_stops_writing(client, books_file, capsys):
-    lines = ['{"n":%d}' % i for i in range(30)]
+    lines = [f'{{"n":{i}}}' for i in range(30)]
     lines[14], lines[27] = '{"n":14,"bad":"\u202e"}', '{"bad":2}'
     file = books_file("\n".join(lines))
 
@@ -434,7 +434,7 @@ def test_g16_push_session_with_a_bad_record_is_rolled_back(client, books_file, c
 
     told = capsys.readouterr()
     assert client.books.committed is False
-    assert ["books.jsonl:13: /bad: 1 is bad", "books.jsonl:14: /bad: 2 is bad"] == told.err.splitlines()[:2]
+    assert told.err.splitlines()[:2] == ["books.jsonl:13: /bad: 1 is bad", "books.jsonl:14: /bad: 2 is bad"]
     assert "rolled back: nothing was changed" in told.err
 
 

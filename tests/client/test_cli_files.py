@@ -297,7 +297,7 @@ def test_csv_rows_know_their_lines_and_bad_ones_do_not_end_the_file():
         BadRecord(5, "csv", "1 cell, but the header has 2 cells"),
         BadRecord(6, "csv", "3 cells, but the header has 2 cells"),
         BadRecord(7, "csv", "not UTF-8 at byte 1 of line 7"),
-        BadRecord(8, "csv", "',' expected after '\"'"),
+        BadRecord(8, "csv", "not valid CSV: ',' expected after '\"'"),
         (9, {"a": "9", "b": "10"}),
     ]
 

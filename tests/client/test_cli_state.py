@@ -27,7 +27,7 @@ def test_positions_come_back(tmp_path):
     write_position(path, position)
 
     assert read_position(path, "books") == position
-    assert os.listdir(tmp_path) == ["token"]
+    assert [file.name for file in tmp_path.iterdir()] == ["token"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         raise RuntimeError
 
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_devices_and_directories_are_not_replaced(tmp_path):
@@ -166,7 +166,7 @@ def test_g7_a_copy_takes_in_puts_updates_and_deletes(tmp_path):
             copy.commit(dataset.checkpoint())
 
         assert content(path) == dataset.records
-    assert os.listdir(tmp_path) == ["copy.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["copy.jsonl"]
 
 
 def test_a_copy_that_starts_over_forgets_what_was(tmp_path):

@@ -13,9 +13,9 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from syncline._convert import Codec
 
 import syncline
+from syncline._convert import Codec
 
 
 @dataclasses.dataclass

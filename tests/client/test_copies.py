@@ -5,10 +5,10 @@ from hashlib import blake2b
 from typing import Any
 
 import pytest
-from support.scripted_server import changes, checkpoint, reset
-from syncline._events import Order
 
 import syncline
+from support.scripted_server import changes, checkpoint, reset
+from syncline._events import Order
 
 
 def events(*wire: Any) -> list[Any]:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from syncline._transport import resolve
 
 import syncline
+from syncline._transport import resolve
 
 
 def target(address: str | list[str], **given: object) -> str:

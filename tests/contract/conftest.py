@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.store_values import BACKENDS, DURABLE, Backend, Bench
 
+from support.store_values import BACKENDS, DURABLE, Backend, Bench
 from syncline_server.store.abc import Store
 
 

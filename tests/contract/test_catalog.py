@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from support.store_values import START_US, Bench, dataset, key, request, source, upserts
 
+from support.store_values import START_US, Bench, dataset, key, request, source, upserts
 from syncline_server.errors import (
     Aborted,
     AlreadyExists,

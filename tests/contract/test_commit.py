@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.store_values import Bench, body, deletes, request, upserts
 
+from support.store_values import Bench, body, deletes, request, upserts
 from syncline_server.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from syncline_server.model import (
     Condition,

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.store_values import Backend, Bench, SqliteBackend, body, request, upserts
 
+from support.store_values import Backend, Bench, SqliteBackend, body, request, upserts
 from syncline_server.model import SessionMode
 from syncline_server.store.sqlite.fsck import fsck
 

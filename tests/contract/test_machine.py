@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
-from support.store_values import BACKENDS, DURABLE, Bench, HeldClock, deletes, request, upserts
 
+from support.store_values import BACKENDS, DURABLE, Bench, HeldClock, deletes, request, upserts
 from syncline_server.errors import SynclineError
 from syncline_server.model import (
     Condition,

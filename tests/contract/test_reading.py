@@ -1,8 +1,8 @@
 """Pages of changes, heads, records."""
 
 import pytest
-from support.store_values import Bench, body, deletes, upserts
 
+from support.store_values import Bench, body, deletes, upserts
 from syncline_server.model import ChangeKind, Upserts
 
 

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.store_values import Backend, Bench, body, deletes, request, upserts
 
+from support.store_values import Backend, Bench, body, deletes, request, upserts
 from syncline_server.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, PermissionDenied
 from syncline_server.model import MassDeleteGuard, Reason, RecordScope, SessionMode
 from syncline_server.store.abc import Store

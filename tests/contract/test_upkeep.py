@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from support.store_values import Bench, body, request, upserts
 
+from support.store_values import Bench, body, request, upserts
 from syncline_server.errors import Aborted, PermissionDenied
 from syncline_server.model import Identity, IdentityKind, Reason, SessionMode
 

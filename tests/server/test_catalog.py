@@ -5,8 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.store_values import HeldClock, request
 
+from support.store_values import HeldClock, request
 from syncline_server.catalog import catalog as module
 from syncline_server.catalog.catalog import MAX_AGE_SECONDS, Catalog
 from syncline_server.errors import (

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from support.feed_encoder import Copy, parse
+from support.feed_encoder import Copy
 from support.feed_house import follow, follow_to, rows, running
 from syncline_server.errors import Unavailable
 

@@ -21,15 +21,15 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from support.server_process import server_process
+from support.wire import WIDE, Refused, Wire
 from syncline.names import new_request_id
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import push_service_pb2 as push
 from syncline.v1 import server_service_pb2 as server_pb2
 from syncline.v1 import session_service_pb2 as session
 from syncline.v1 import sync_service_pb2 as sync
-
-from support.server_process import ServerProcess, server_process
-from support.wire import WIDE, Refused, Wire
 
 SOURCE = "datasets/books/sources/default"
 

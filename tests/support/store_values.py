@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from support.store_model import ModelStore
-
 from syncline_server.model import (
     Commit,
     CommitResult,
