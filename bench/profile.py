@@ -211,6 +211,8 @@ def _top_lists(raw: str, seconds: float) -> str:
     for line in raw.splitlines():
         folded, _, text = line.rpartition(" ")
         thread, *frames = (_ADDRESS.sub("", frame).strip() for frame in folded.split(";"))
+        if not frames:
+            continue  # a thread that was just starting or ending
         count = int(text)
         if (wait := _wait(frames)) is not None:
             waits[f"{thread}: {wait}"] += count
