@@ -127,7 +127,7 @@ def free_bytes(path: Path) -> int:
 def load_ballast(files: StoreFiles) -> None:
     """Hold space back, when there is plenty."""
     with suppress(OSError):
-        if files.ballast.exists() or free_bytes(files.database.parent) < 4 * BALLAST_BYTES:
+        if files.ballast.exists() or free_bytes(files.database.parent) < 2 * BALLAST_BYTES:
             return
         descriptor = os.open(files.ballast, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
         try:

@@ -1,0 +1,131 @@
+"""T14: the schema comes in numbered steps, each whole or not at all, and never goes back."""
+
+import asyncio
+import hashlib
+import os
+import signal
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.store_values import Bench, SqliteBackend
+
+from syncline_server.clock import SystemClock
+from syncline_server.store.abc import StoreRefused
+from syncline_server.store.migrate import Migration, load_migrations, pending
+from syncline_server.store.sqlite import admin, schema
+
+STEPS = [Migration(version=n, name=f"step{n}", script=f"CREATE TABLE t{n} (a);\n") for n in (1, 2, 3)]
+
+
+def test_only_what_is_missing_is_pending() -> None:
+    applied = {step.version: step.checksum for step in STEPS[:2]}
+    assert pending(STEPS, {}) == STEPS
+    assert pending(STEPS, applied) == STEPS[2:]
+    assert pending(STEPS, {step.version: step.checksum for step in STEPS}) == []
+
+
+def test_t14_a_newer_schema_is_refused() -> None:
+    with pytest.raises(StoreRefused, match="opened by a newer Syncline"):
+        pending(STEPS, {step.version: "x" for step in STEPS} | {4: "x"})
+
+
+def test_a_step_that_was_changed_is_refused() -> None:
+    with pytest.raises(StoreRefused, match="migration 1"):
+        pending(STEPS, {1: "another checksum"})
+
+
+def test_released_steps_never_change() -> None:
+    """Add the checksum of a new step here; never change one that is here."""
+    released = {"0001_initial": "3b2cc6d9be1fba111390444c8212194e897c0f26d3f4077f0ead6ce0d981ae59"}
+    found = load_migrations(schema.PACKAGE)
+    assert {f"{m.version:04d}_{m.name}": m.checksum for m in found} == released
+    assert all(hashlib.sha256(m.script.encode()).hexdigest() == m.checksum for m in found)
+
+
+def test_scripts_are_split_at_statements() -> None:
+    script = "-- a; comment\nCREATE TABLE a (b CHECK (b <> ';'));\n\nCREATE INDEX i\n  ON a (b);\n"
+    parts = list(schema.statements(script))
+    assert len(parts) == 2
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for part in parts:
+            connection.execute(part)
+
+
+async def test_an_open_by_an_older_program_is_refused(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path)
+    async with backend.open() as store:
+        await Bench.make(store, backend.clock)
+    with closing(sqlite3.connect(backend.path)) as connection, connection:
+        connection.execute("INSERT INTO schema_migration VALUES (999, 'future', 'x', 0)")
+    with pytest.raises(StoreRefused, match="newer"):
+        async with backend.open():
+            pass
+    with pytest.raises(StoreRefused, match="newer"):
+        admin.migrate(backend.path)
+    with closing(sqlite3.connect(backend.path)) as connection, connection:
+        connection.execute("DELETE FROM schema_migration WHERE version = 999")
+    backend.check()
+
+
+CHILD = """
+import sqlite3, sys
+from syncline_server.clock import SystemClock
+from syncline_server.store.migrate import Migration
+from syncline_server.store.sqlite import schema
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode = WAL")
+for n in (1, 2, 3):
+    step = Migration(version=n, name=f"step{n}", script=f"CREATE TABLE t{n} (a);\\nINSERT INTO t{n} VALUES ({n});\\n")
+    schema.apply_migration(connection, step, now_us=SystemClock().now_us())
+"""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+async def test_t14_killed_in_every_step(tmp_path: Path, step: int) -> None:
+    """T14: after a crash the step is not there and not noted, and can be done again."""
+    database = tmp_path / "m.db"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        CHILD,
+        str(database),
+        env={**os.environ, "SYNCLINE_FAILPOINTS": f"migration.{step}=kill"},
+    )
+    assert await child.wait() == -signal.SIGKILL
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+        assert {f"t{n}" in tables for n in range(1, step)} <= {True}
+        assert f"t{step}" not in tables
+        if step > 1:
+            noted = [row[0] for row in connection.execute("SELECT version FROM schema_migration")]
+            assert noted == list(range(1, step))
+        again = Migration(version=step, name="again", script=f"CREATE TABLE t{step} (a);\n")
+        schema.apply_migration(connection, again, now_us=SystemClock().now_us())
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+
+
+def test_a_step_that_fails_is_rolled_back(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as connection:
+        wrong = Migration(version=1, name="wrong", script="CREATE TABLE a (b);\nCREATE TABLE a (b);\n")
+        with pytest.raises(sqlite3.OperationalError):
+            schema.apply_migration(connection, wrong, now_us=0)
+        assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+
+
+async def test_migrate_tells_what_it_does(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path)
+    with pytest.raises(StoreRefused, match="does not exist"):
+        admin.migrate(backend.path)
+    backend.path.parent.mkdir(parents=True)
+    backend.path.touch()
+    assert admin.migrate(backend.path, dry_run=True) == ["0001 initial"]
+    assert admin.migrate(backend.path) == ["0001 initial"]
+    assert admin.migrate(backend.path) == []
+    async with backend.open() as store:
+        await Bench.make(store, backend.clock)
+        with pytest.raises(StoreRefused, match="in use"):
+            admin.migrate(backend.path)
+    backend.check()
