@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "fixtures.fix_asyncio",
+    "fixtures.fix_hypothesis",
     "fixtures.fix_leaks",
     "fixtures.fix_secrets",
     "fixtures.fix_servers",

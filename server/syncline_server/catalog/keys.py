@@ -32,6 +32,8 @@ CACHE_ENTRIES: Final = 10_000
 """The least recently used go first, so that made-up ids cannot fill the memory."""
 ROTATION_OVERLAP_US: Final = 24 * 3_600 * 1_000_000
 """How long a replaced key goes on by default."""
+SHORTEST_LIFE_US: Final = 3_600 * 1_000_000
+"""Of a key that replaces another: one that was ended early can still be replaced."""
 SECRET_MEMORY_SECONDS: Final = 600.0
 """How long the answer to a retried CreateKey can still show the secret."""
 SECRETS_REMEMBERED: Final = 1_000
@@ -261,12 +263,12 @@ class Keys:
             generation=1,
             create_time_us=now_us,
             last_used_us=None,
-            expire_time_us=None if lifetime_us is None else now_us + lifetime_us,
+            expire_time_us=None if lifetime_us is None else now_us + max(lifetime_us, SHORTEST_LIFE_US),
         )
         made = await self._create(wanted, identity, validate_only=validate_only)
         if not validate_only:
             # After the new key is safe. When this fails, a retry finds the new key made and does only this.
-            end_us = now_us + ROTATION_OVERLAP_US if expire_time_us is None else max(expire_time_us, 1)
+            end_us = now_us + ROTATION_OVERLAP_US if expire_time_us is None else max(expire_time_us, now_us)
             if old.expire_time_us is None or end_us < old.expire_time_us:
                 await self.update_key(key_id, {"expire_time_us": end_us})
         return made
