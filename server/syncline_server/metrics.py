@@ -52,6 +52,9 @@ class Metrics:
         )
         self.ring_hits = self._counter("syncline_ring_hits", "Frames sent from memory")
         self.ring_misses = self._counter("syncline_ring_misses", "Frames that needed the store")
+        self.scan_laps = self._counter(
+            "syncline_scan_laps", "Scans that came to the head they had begun at and found more written since"
+        )
         resets = self._counter("syncline_resets", "Copies that had to start anew", ("reason",))
         self.resets = {reason: resets.labels(reason.name.lower()) for reason in ResetReason}
         # -- calls

@@ -182,6 +182,7 @@ async def test_f4_g10_a_scan_catches_up_with_busy_writers(house):
                         number += 10
                         await home.write(rows(*range(number, number + 10)))
         assert len(copy.records) > 200
+        assert home.feed._metrics.scan_laps._value.get() > 0
 
 
 async def test_t62_subscribe_and_cancel_leaves_nothing(house):

@@ -88,7 +88,10 @@ class Subscription:
     def _take(self, frames: Sequence[Frame]) -> bytes:
         progress, channel = self.progress, self.channel
         for frame in frames:
+            laps = progress.laps
             progress.take(frame)
+            if progress.laps > laps:
+                self._metrics.scan_laps.inc()
             if frame.reset is not None:
                 self._metrics.resets[frame.reset].inc()
         if progress.is_exact:
