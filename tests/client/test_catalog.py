@@ -85,7 +85,7 @@ async def test_wrong_words_are_found_here(client: syncline.Client) -> None:
     with pytest.raises(ValueError, match="takes no source"):
         await client.create_key("read", dataset="books", source="feed")
     with pytest.raises(ValueError, match="time zone"):
-        await client.create_key("admin", expire_time=datetime(2026, 1, 1))
+        await client.create_key("admin", expire_time=datetime(2026, 1, 1))  # noqa: DTZ001 - the mistake
 
 
 async def test_updates_name_what_they_change(scripted: ScriptedServer, client: syncline.Client) -> None:

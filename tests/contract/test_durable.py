@@ -10,8 +10,21 @@ from pathlib import Path
 import pytest
 
 from support.store_values import Backend, Bench, SqliteBackend, body, request, upserts
+from syncline_server.errors import SynclineError
 from syncline_server.model import SessionMode
 from syncline_server.store.sqlite.fsck import fsck
+
+OPEN_THE_STORE = """
+import asyncio, sys
+from pathlib import Path
+from support.store_values import SqliteBackend
+
+async def main():
+    async with SqliteBackend(Path(sys.argv[1])).open():
+        pass
+
+asyncio.run(main())
+"""
 
 
 async def test_g2_everything_is_there_after_opening_again(durable: Backend) -> None:
@@ -83,12 +96,12 @@ async def test_f30_cancelled_sessions_are_whole(durable: Backend) -> None:
             if calls:
                 try:
                     await bench.close(session, calls, identity=request(f"r{turn}"))
-                except Exception as error:
+                except SynclineError as error:
                     # The cancelled stage was accepted after all, so the number given was too small.
-                    assert getattr(error, "reason", "") == "SESSION_INCOMPLETE"
+                    assert error.reason == "SESSION_INCOMPLETE"
                     continue
                 assert (f"t{turn}" in await bench.copy()) is True
-        for sessions in range(2):
+        for _ in range(2):
             await bench.open(SessionMode.ACCRUE)
         assert await store.count_sessions() == 1
 
@@ -216,14 +229,12 @@ async def test_t11_a_second_process_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreRefused, match=f"in use by another process .id {os.getpid()}"):
             async with backend.open():
                 pass
-        held = subprocess.run(
+        held = await asyncio.to_thread(
+            subprocess.run,
             [
                 sys.executable,
                 "-c",
-                "import asyncio, sys; from pathlib import Path; from support.store_values import SqliteBackend\n"
-                "async def main():\n"
-                "    async with SqliteBackend(Path(sys.argv[1])).open(): pass\n"
-                "asyncio.run(main())",
+                OPEN_THE_STORE,
                 str(tmp_path),
             ],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},

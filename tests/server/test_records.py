@@ -25,7 +25,10 @@ def key(*fields):
     return Identity(kind=IdentityKind.KEY, key_fields=fields)
 
 
-def reader(identity=CONTENT, scope=RecordScope.SHARED, schema=ANYTHING, limits=Limits(), **more):
+DEFAULT_LIMITS = Limits()
+
+
+def reader(identity=CONTENT, scope=RecordScope.SHARED, schema=ANYTHING, limits=DEFAULT_LIMITS, **more):
     return RecordReader(identity, scope, schema, limits, **more)
 
 

@@ -72,7 +72,7 @@ def refused_to_start(tmp_path, *args, **env):
     command = ["-m", "syncline_server", "serve", "--data", str(tmp_path / "refused"), "--http", "", *args]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=clean | env, timeout=60
+        [sys.executable, *command], check=False, capture_output=True, text=True, env=clean | env, timeout=60
     )
 
 
@@ -390,6 +390,7 @@ async def test_t110_g20_sigterm_keeps_what_was_acknowledged_and_tells_subscriber
                     except grpc.aio.AioRpcError as error:
                         return Refused(error)
                     acknowledged.append(f"{worker}-{index}")
+                raise AssertionError("the server never stopped")
 
             async def follow():
                 try:

@@ -209,7 +209,7 @@ async def test_monitoring_answers_two_questions_and_nothing_else():
 def log_to():
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    yield lambda form: _configure(form)
+    yield _configure
     root.handlers[:], root.level = before[0], before[1]
     structlog.reset_defaults()
 
