@@ -52,14 +52,21 @@ from syncline.errors import (
     Unavailable,
     UnknownEvent,
 )
-from syncline.feed import ChangeFeed, FeedOptions
-from syncline.models import (
+from syncline.events import (
     ChangeBatch,
     ChangeReason,
     Checkpoint,
-    DatasetInfo,
     Delete,
     Event,
+    Put,
+    Record,
+    Reset,
+    ResetReason,
+    SyncPage,
+)
+from syncline.feed import ChangeFeed, FeedOptions
+from syncline.models import (
+    DatasetInfo,
     Identity,
     IfAbsent,
     IfRevision,
@@ -67,18 +74,13 @@ from syncline.models import (
     Limits,
     LoadResult,
     PushResult,
-    Put,
-    Record,
     RecordResult,
     RecordStatus,
-    Reset,
-    ResetReason,
     Retention,
     ServerInfo,
     SessionInfo,
     SessionResult,
     SourceInfo,
-    SyncPage,
     Violation,
     append,
     by_content,

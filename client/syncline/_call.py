@@ -36,7 +36,7 @@ class RetryPolicy:
     """How a call is repeated."""
 
     attempts: int | None = 4
-    """At most so many; None: until the deadline."""
+    """At most so many while the server has never answered; then, and with None, until the deadline."""
     first_seconds: float = 0.1
     """Upper bound of the first pause; doubled for each further one. The pause is drawn from zero up to it."""
     max_seconds: float = 2.0
@@ -50,7 +50,7 @@ class RetryPolicy:
 
 
 INTERACTIVE: Final = RetryPolicy()
-"""Somebody waits: four attempts within the deadline."""
+"""Somebody waits: four attempts within the deadline, or more with a server that has answered before."""
 
 PATIENT: Final = RetryPolicy(attempts=None)
 """Bulk work that should survive a restart of the server: attempts until the deadline."""
@@ -67,13 +67,15 @@ LONG_TIMEOUT_SECONDS: Final = 600.0
 class Caller:
     """Makes calls for one client."""
 
-    __slots__ = ("_clock_offset_ms", "_endpoint", "_metadata", "_server", "timeout_seconds")
+    __slots__ = ("_answered", "_clock_offset_ms", "_endpoint", "_metadata", "_server", "timeout_seconds")
 
     def __init__(self, endpoint: Endpoint, server: ServerServiceStub, *, timeout_seconds: float) -> None:
         self._endpoint = endpoint
         self._server = server
         self._metadata = endpoint.metadata()
         self._clock_offset_ms = 0
+        self._answered = False
+        """A server that was there is worth waiting for: it is being restarted. A wrong address is told at once."""
         self.timeout_seconds = timeout_seconds
 
     @property
@@ -102,9 +104,12 @@ class Caller:
         """Make a call without effects. Raises SynclineError."""
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            return await method(request, timeout=timeout, metadata=self._metadata)
+            response = await method(request, timeout=timeout, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             failure = to_error(error, self._endpoint)
+        else:
+            self._answered = True
+            return response
         return await self._retry(
             method, request, failure, INTERACTIVE, deadline=_now() + timeout, write=False
         )
@@ -137,9 +142,12 @@ class Caller:
         timeout = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = _now() + timeout
         try:
-            return await method(request, timeout=_share(timeout, policy), metadata=self._metadata)
+            response = await method(request, timeout=_share(timeout, policy), metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             failure = to_error(error, self._endpoint)
+        else:
+            self._answered = True
+            return response
         if _is_clock_trouble(failure):
             # A fresh id is safe only because this was the first attempt: an older one might have had effect.
             await self._learn_clock(failure)
@@ -165,7 +173,8 @@ class Caller:
                 if not _may_repeat(failure, write=write):
                     raise failure
                 pause = max(policy.pause_seconds(attempts), failure.retry_after_seconds or 0.0)
-                exhausted = policy.attempts is not None and attempts >= policy.attempts
+                limit = None if self._answered else policy.attempts
+                exhausted = limit is not None and attempts >= limit
                 if exhausted or _now() + pause >= deadline:
                     failure.add_note(f"gave up after {attempts} attempts")
                     raise failure
@@ -173,7 +182,7 @@ class Caller:
                 await asyncio.sleep(pause)
             remaining = max(deadline - _now(), 0.001)
             try:
-                return await method(
+                response = await method(
                     request,
                     timeout=_share(remaining, policy) if write else remaining,
                     metadata=self._metadata,
@@ -181,6 +190,9 @@ class Caller:
             except grpc.aio.AioRpcError as error:
                 failure = to_error(error, self._endpoint)
                 attempts += 1
+            else:
+                self._answered = True
+                return response
 
     async def _learn_clock(self, failure: SynclineError) -> None:
         """Take over the server's clock, since it finds that a fresh request id is not of today."""

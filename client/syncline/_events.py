@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from syncline._wire import to_batch, to_checkpoint
 from syncline.errors import UnknownEvent
-from syncline.models import DELETE, PUT, ChangeBatch, Checkpoint, Reset, ResetReason
+from syncline.events import DELETE, PUT, ChangeBatch, Checkpoint, Reset, ResetReason
 from syncline.v1 import feed_pb2
 
 DIGEST_BYTES: Final = 16

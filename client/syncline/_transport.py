@@ -32,7 +32,7 @@ _OPTIONS: Final = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),  # our own loops back off; this one only must not hold them up
+    ("grpc.max_reconnect_backoff_ms", 500),  # our own loops back off; this one only must not hold them up
     ("grpc.enable_retries", 0),  # ours know which calls may be repeated
     ("grpc.primary_user_agent", "syncline-python"),
 )

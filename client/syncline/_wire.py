@@ -8,7 +8,7 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from syncline import models
+from syncline import events, models
 from syncline.names import parse_dataset_name, parse_source_name
 from syncline.v1 import (
     dataset_pb2,
@@ -204,9 +204,9 @@ def to_violations(messages: Sequence[record_pb2.RecordViolation]) -> tuple[model
     )
 
 
-def to_record(message: record_pb2.Record, decode: Any) -> models.Record[Any]:
+def to_record(message: record_pb2.Record, decode: Any) -> events.Record[Any]:
     """A record from the wire."""
-    return models.Record(
+    return events.Record(
         record_id=message.record_id,
         json=message.data,
         revision=message.revision,
@@ -217,9 +217,9 @@ def to_record(message: record_pb2.Record, decode: Any) -> models.Record[Any]:
     )
 
 
-def to_checkpoint(message: feed_pb2.Checkpoint) -> models.Checkpoint:
+def to_checkpoint(message: feed_pb2.Checkpoint) -> events.Checkpoint:
     """A checkpoint from the wire."""
-    return models.Checkpoint(
+    return events.Checkpoint(
         revision=message.revision,
         record_count=message.record_count,
         digest=message.digest,
@@ -229,9 +229,9 @@ def to_checkpoint(message: feed_pb2.Checkpoint) -> models.Checkpoint:
     )
 
 
-def to_batch(message: feed_pb2.Changes, *, previous_token: bytes, decode: Any) -> models.ChangeBatch[Any]:
+def to_batch(message: feed_pb2.Changes, *, previous_token: bytes, decode: Any) -> events.ChangeBatch[Any]:
     """A batch of changes from the wire."""
-    return models.ChangeBatch(
+    return events.ChangeBatch(
         record_ids=list(message.record_ids),
         json=list(message.data),
         revisions=list(message.revisions),

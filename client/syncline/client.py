@@ -16,16 +16,7 @@ from syncline._transport import Endpoint, Tls, resolve
 from syncline.dataset import Dataset
 from syncline.errors import NotFound
 from syncline.feed import ChangeFeed
-from syncline.models import (
-    DatasetInfo,
-    Identity,
-    KeyInfo,
-    Retention,
-    Role,
-    Scope,
-    ServerInfo,
-    SourceInfo,
-)
+from syncline.models import DatasetInfo, Identity, KeyInfo, Retention, Role, Scope, ServerInfo, SourceInfo
 from syncline.names import dataset_name, source_name
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1.catalog_service_pb2_grpc import CatalogServiceStub

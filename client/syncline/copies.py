@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
 from syncline.errors import CopyDiverged
-from syncline.models import ChangeBatch, Checkpoint, Delete, Event, Put, Reset
+from syncline.events import ChangeBatch, Checkpoint, Delete, Event, Put, Reset
 
 T = TypeVar("T")
 

@@ -10,18 +10,9 @@ from syncline._convert import Codec
 from syncline._events import Order
 from syncline._load import Loader
 from syncline._wire import to_dataset, to_record, to_violations
+from syncline.events import Record, SyncPage
 from syncline.feed import DEFAULT_OPTIONS, ChangeFeed, FeedOptions, sync_all, sync_page
-from syncline.models import (
-    DatasetInfo,
-    IfAbsent,
-    IfRevision,
-    LoadResult,
-    PushResult,
-    Record,
-    Results,
-    SessionMode,
-    SyncPage,
-)
+from syncline.models import DatasetInfo, IfAbsent, IfRevision, LoadResult, PushResult, Results, SessionMode
 from syncline.names import dataset_name, source_name
 from syncline.session import Session, SessionBlock
 from syncline.v1.catalog_service_pb2 import GetDatasetRequest

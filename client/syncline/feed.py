@@ -19,7 +19,7 @@ from syncline._call import LOG, Caller, RetryPolicy
 from syncline._events import FeedViolation, Order
 from syncline._status import to_error
 from syncline.errors import FeedBroken, SynclineError
-from syncline.models import PUT, ChangeBatch, ChangeReason, Checkpoint, Delete, Event, Put, Reset, SyncPage
+from syncline.events import PUT, ChangeBatch, ChangeReason, Checkpoint, Delete, Event, Put, Reset, SyncPage
 from syncline.names import dataset_name
 from syncline.v1 import feed_pb2
 from syncline.v1.sync_service_pb2 import SubscribeRequest, SyncRequest, SyncResponse

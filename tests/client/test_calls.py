@@ -112,6 +112,16 @@ async def test_attempts_are_bounded_and_the_error_says_how_many(
     assert caught.value.__notes__ == ["gave up after 4 attempts"]
 
 
+async def test_server_that_was_there_is_waited_for(scripted: ScriptedServer, client: syncline.Client) -> None:
+    """A restart takes longer than four attempts; a server that has answered once is worth the whole deadline."""
+    scripted.script("Push", created, *[Refuse("UNAVAILABLE")] * 5, created)
+
+    await client.dataset("books").push([ROW])
+    await client.dataset("books").push([ROW])
+
+    assert len(scripted.requests["Push"]) == 7
+
+
 @pytest.mark.parametrize(
     ("refusal", "error"),
     [
