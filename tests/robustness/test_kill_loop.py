@@ -6,6 +6,7 @@ import random
 import signal
 
 import pytest
+from syncline_server.store.sqlite.fsck import fsck
 
 import syncline
 from robustness.history import History, check
@@ -39,7 +40,7 @@ async def run_cycles(server, cycles, seed, *, down):
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     await server.stop()
-    assert fsck(server.data / DATABASE).problems == []
+    assert fsck(server.data / "syncline.db").problems == ()
     assert check(history, final, info.revision) == []
     assert {key: copy.event(key).revision for key in copy} == {key: revision for key, (revision, _) in final.items()}
     assert copy.digest == info.digest
