@@ -38,7 +38,6 @@ FAILPOINTS: dict[str, str] = {
     "stage.after": "a session's call is durable and not answered",
     "prepare": "a session's file is being sorted for its commit",
     "session.applied": "a session's difference is applied and not committed",
-    "page": "before a page is read",
 }
 """Texts for every place there is; the table has those that the code reaches."""
 

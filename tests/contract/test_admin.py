@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.store_values import Bench, SqliteBackend, request, upserts
 
+from support.store_values import Bench, SqliteBackend, request, upserts
 from syncline_server.model import SessionMode
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.sqlite import admin

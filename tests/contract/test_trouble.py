@@ -12,8 +12,8 @@ from pathlib import Path
 
 import aiosqlite
 import pytest
-from support.store_values import Bench, SqliteBackend, request, upserts
 
+from support.store_values import Bench, SqliteBackend, request, upserts
 from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.sqlite import connection as connections

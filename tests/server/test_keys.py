@@ -9,8 +9,8 @@ import traceback
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.store_values import HeldClock, request
 
+from support.store_values import HeldClock, request
 from syncline_server.catalog import keys as module
 from syncline_server.catalog.catalog import Catalog
 from syncline_server.catalog.keys import (
