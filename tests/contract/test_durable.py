@@ -265,8 +265,8 @@ async def test_t16_fsck_finds_what_is_wrong(tmp_path: Path) -> None:
         "UPDATE revision SET commit_time_us = 5 WHERE revision = 2": "commit times decrease",
         "UPDATE head SET purge_revision = 3": "below the purge watermark",
         "UPDATE head SET last_position = 1": "beyond the head",
-        "INSERT INTO entry VALUES (77, 'x', 1, 1, NULL, 1, 1)": "orphans: entry",
-        "INSERT INTO record VALUES (77 << 40, 1, 1, 1, 'x', NULL)": "orphans: record",
+        "INSERT INTO entry VALUES (77, 'x', 1, 1, NULL, 1)": "orphans: entry",
+        "INSERT INTO record VALUES (77 << 40, 1, 1, NULL, 1, 'x', NULL)": "orphans: record",
         "DELETE FROM source": "source of record",
         "DELETE FROM head": "dataset without head",
     }

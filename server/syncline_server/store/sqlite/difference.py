@@ -29,7 +29,7 @@ CREATE TEMP TABLE IF NOT EXISTS difference (
     data_from       INTEGER,              -- number of the staged action, or position of the record moved
     source_number   INTEGER NOT NULL,     -- owner from now on
     reason          INTEGER NOT NULL,
-    create_time_us  INTEGER,              -- NULL: of the record that is there, or else of the commit
+    create_time_us  INTEGER,              -- NULL: of the commit
     old_position    INTEGER,
     old_revision    INTEGER,
     old_hash        BLOB,                 -- NULL: absent or a tombstone
@@ -73,9 +73,8 @@ ORDER BY position
 """
 _MOVED: Final = """
 INSERT INTO temp.difference
-    (record_id, hash, data_from, source_number, reason, create_time_us, old_position, old_revision, old_hash, old_source)
-SELECT r.new_id, e.hash, r.position, e.source_number, ?2, e.create_time_us,
-       t.position, t.revision, t.hash, t.source_number
+    (record_id, hash, data_from, source_number, reason, old_position, old_revision, old_hash, old_source)
+SELECT r.new_id, e.hash, r.position, e.source_number, ?2, t.position, t.revision, t.hash, t.source_number
 FROM (SELECT max(position) AS position FROM temp.rekeyed GROUP BY new_id) newest
 JOIN temp.rekeyed r ON r.position = newest.position
 JOIN main.entry e ON e.dataset_number = ?1 AND e.record_id = r.old_id
@@ -101,14 +100,25 @@ SELECT group_concat(record_id, char(10)), group_concat(hex(hash)), group_concat(
        group_concat(hex(old_hash))
 FROM (SELECT * FROM temp.difference WHERE number > ? ORDER BY number LIMIT ?)
 """
+# A record that is there keeps its time; one that moves to a free id brings it along.
+_KEEP_TIMES: Final = """
+UPDATE temp.difference SET create_time_us = (
+    SELECT ifnull(r.create_time_us, r.commit_time_us) FROM main.record r WHERE r.slot = ?1 + old_position)
+WHERE hash IS NOT NULL AND old_hash IS NOT NULL
+"""
+_BRING_TIMES: Final = """
+UPDATE temp.difference SET create_time_us = (
+    SELECT ifnull(r.create_time_us, r.commit_time_us) FROM main.record r WHERE r.slot = ?1 + data_from)
+WHERE hash IS NOT NULL AND old_hash IS NULL
+"""
 _INSERT_STAGED: Final = """
-INSERT INTO main.record (slot, revision, commit_time_us, reason, record_id, data)
-SELECT ?1 + d.number, ?2, ?3, d.reason, d.record_id, iif(d.hash IS NULL, NULL, a.data)
+INSERT INTO main.record (slot, revision, commit_time_us, create_time_us, reason, record_id, data)
+SELECT ?1 + d.number, ?2, ?3, d.create_time_us, d.reason, d.record_id, iif(d.hash IS NULL, NULL, a.data)
 FROM temp.difference d LEFT JOIN staged.action a ON a.number = d.data_from ORDER BY d.number
 """
 _INSERT_MOVED: Final = """
-INSERT INTO main.record (slot, revision, commit_time_us, reason, record_id, data)
-SELECT ?1 + d.number, ?2, ?3, d.reason, d.record_id,
+INSERT INTO main.record (slot, revision, commit_time_us, create_time_us, reason, record_id, data)
+SELECT ?1 + d.number, ?2, ?3, d.create_time_us, d.reason, d.record_id,
        (SELECT data FROM main.record WHERE slot = ?4 + d.data_from)
 FROM temp.difference d ORDER BY d.number
 """
@@ -117,12 +127,11 @@ DELETE FROM main.record WHERE slot IN
     (SELECT ?1 + old_position FROM temp.difference WHERE old_position IS NOT NULL)
 """
 _PUT_ENTRIES: Final = """
-INSERT INTO main.entry (dataset_number, record_id, position, revision, hash, source_number, create_time_us)
-SELECT ?1, record_id, ?2 + number, ?3, hash, source_number, ifnull(create_time_us, ?4)
+INSERT INTO main.entry (dataset_number, record_id, position, revision, hash, source_number)
+SELECT ?1, record_id, ?2 + number, ?3, hash, source_number
 FROM temp.difference WHERE true ORDER BY record_id
 ON CONFLICT (dataset_number, record_id) DO UPDATE SET position = excluded.position,
-    revision = excluded.revision, hash = excluded.hash, source_number = excluded.source_number,
-    create_time_us = iif(entry.hash IS NULL, excluded.create_time_us, entry.create_time_us)
+    revision = excluded.revision, hash = excluded.hash, source_number = excluded.source_number
 """
 _CARRIED_SIZE: Final = (
     "SELECT ifnull(sum(length(data)), 0) FROM main.record WHERE slot > ?1 AND slot <= ?1 + ?2"
@@ -205,14 +214,14 @@ def apply_difference(
     counts = count(connection)
     first_slot = dataset_number << SLOT_BITS
     base = first_slot + before.last_position
+    connection.execute(_KEEP_TIMES, (first_slot,))
     if staged:
         connection.execute(_INSERT_STAGED, (base, after.revision, after.commit_time_us))
     else:
+        connection.execute(_BRING_TIMES, (first_slot,))
         connection.execute(_INSERT_MOVED, (base, after.revision, after.commit_time_us, first_slot))
     connection.execute(_DELETE_REPLACED, (first_slot,))
-    connection.execute(
-        _PUT_ENTRIES, (dataset_number, before.last_position, after.revision, after.commit_time_us)
-    )
+    connection.execute(_PUT_ENTRIES, (dataset_number, before.last_position, after.revision))
     digest = before.digest
     for come, gone in _digest_terms(connection, after.revision):
         digest += digest_sum(come) - digest_sum(gone)

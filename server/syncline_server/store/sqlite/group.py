@@ -19,7 +19,7 @@ from syncline_server.model import (
     RecordScope,
     SessionMode,
 )
-from syncline_server.store.sqlite.columns import BulkInsert, json_array
+from syncline_server.store.sqlite.columns import BulkInsert, integers, json_array
 from syncline_server.store.sqlite.plan import (
     Change,
     DatasetState,
@@ -55,21 +55,24 @@ SELECT group_concat(k.key), group_concat(e.position), group_concat(e.revision),
 FROM json_each(?2) k CROSS JOIN entry e ON e.dataset_number = ?1 AND e.record_id = k.value
 """
 _DELETE_RECORDS: Final = "DELETE FROM record WHERE slot IN (SELECT ?1 + value FROM json_each(?2))"
+_CREATE_TIMES: Final = """
+SELECT group_concat(ifnull(r.create_time_us, r.commit_time_us))
+FROM json_each(?2) k CROSS JOIN record r ON r.slot = ?1 + k.value
+"""
 _INSERT_RECORDS: Final = BulkInsert(
-    "INSERT INTO record (slot, revision, commit_time_us, reason, record_id, data) "
-    "SELECT ?1 + column1, column2, ?2, column3, column4, column5 "
+    "INSERT INTO record (slot, revision, commit_time_us, reason, record_id, data, create_time_us) "
+    "SELECT ?1 + column1, column2, ?2, column3, column4, column5, column6 "
     "FROM (VALUES {values}) WHERE column1 IS NOT NULL",
-    width=5,
+    width=6,
     shared=2,
 )
 _PUT_ENTRIES: Final = BulkInsert(
-    "INSERT INTO entry (dataset_number, record_id, position, revision, hash, source_number, create_time_us) "
-    "SELECT ?1, column1, column2, column3, column4, column5, column6 "
+    "INSERT INTO entry (dataset_number, record_id, position, revision, hash, source_number) "
+    "SELECT ?1, column1, column2, column3, column4, column5 "
     "FROM (VALUES {values}) WHERE column1 IS NOT NULL "
     "ON CONFLICT (dataset_number, record_id) DO UPDATE SET position = excluded.position, "
-    "revision = excluded.revision, hash = excluded.hash, source_number = excluded.source_number, "
-    "create_time_us = iif(excluded.create_time_us = 0, entry.create_time_us, excluded.create_time_us)",
-    width=6,
+    "revision = excluded.revision, hash = excluded.hash, source_number = excluded.source_number",
+    width=5,
     shared=1,
 )
 _TAKE_OVER: Final = """
@@ -260,19 +263,28 @@ def write_plan(connection: sqlite3.Connection, plan: Plan) -> None:
 
 def _write_changes(connection: sqlite3.Connection, dataset: DatasetState, commit_time_us: int) -> None:
     first_slot = dataset.number << SLOT_BITS
+    create_times = _create_times(connection, first_slot, dataset.kept)
     if dataset.replaced:
         connection.execute(_DELETE_RECORDS, (first_slot, json_array(dataset.replaced)))
+    changes, stored = dataset.changes, dataset.entries
     records: list[Any] = []
-    entries: list[Any] = []
-    stored, created = dataset.entries, dataset.created
-    for record_id, (position, revision, reason, data) in dataset.changes.items():
-        records += (position, revision, reason, record_id, data)
-        entry = stored[record_id]
-        entries += (record_id, position, revision, entry[2] or None, entry[3])
-        entries.append(commit_time_us if record_id in created else 0)
+    for record_id, (position, revision, reason, data) in changes.items():
+        records += (position, revision, reason, record_id, data, create_times.get(record_id))
     _INSERT_RECORDS.run(connection, (first_slot, commit_time_us), records)
+    entries: list[Any] = []
+    for record_id in sorted(changes):  # the order of the index: neighbours share pages
+        position, revision, value_hash, source_number = stored[record_id]
+        entries += (record_id, position, revision, value_hash or None, source_number)
     _PUT_ENTRIES.run(connection, (dataset.number,), entries)
     write_head(connection, dataset.number, dataset.head)
+
+
+def _create_times(connection: sqlite3.Connection, first_slot: int, kept: dict[str, int]) -> dict[str, int]:
+    """When the records that are replaced came into being."""
+    if not kept:
+        return {}
+    row = connection.execute(_CREATE_TIMES, (first_slot, json_array(list(kept.values())))).fetchone()
+    return dict(zip(kept, integers(row[0]), strict=True))
 
 
 def write_head(connection: sqlite3.Connection, dataset_number: int, head: Head) -> None:

@@ -57,8 +57,8 @@ class DatasetState:
     """Of every record id that the group names and that exists or has a tombstone."""
     changes: dict[str, Change] = field(default_factory=dict)
     """The last change of each record, in the order of positions."""
-    created: set[str] = field(default_factory=set)
-    """Record ids that came into being in this group."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """Stored position of each record that changes and was there before: it keeps its time of creation."""
     replaced: list[int] = field(default_factory=list)
     """Positions of stored rows that are no longer the newest."""
     taken_over: dict[str, int] = field(default_factory=dict)
@@ -266,12 +266,13 @@ class Plan:
                     del changes[record_id]
             if upserts is not None:
                 value_hash = upserts.hashes[index]
-                if old is None or not old[2]:
-                    dataset.created.add(record_id)
+                if old is not None and old[2] and old[0] <= stored:
+                    dataset.kept[record_id] = old[0]
                 come.append((record_id, revision, value_hash))
                 entries[record_id] = (position, revision, value_hash, source)
                 changes[record_id] = (position, revision, reason, upserts.data[index])
             else:
+                dataset.kept.pop(record_id, None)
                 entries[record_id] = (position, revision, b"", source)
                 changes[record_id] = (position, revision, reason, None)
             dataset.taken_over.pop(record_id, None)
@@ -447,4 +448,5 @@ def record_ids_by_dataset(commits: Iterable[Commit]) -> dict[int, list[str]]:
     for commit in commits:
         if isinstance(commit.write, Upserts | Deletes):
             named.setdefault(commit.dataset_number, {}).update(dict.fromkeys(commit.write.record_ids))
-    return {number: list(ids) for number, ids in named.items()}
+    # In the order of the index: neighbours share pages.
+    return {number: sorted(ids) for number, ids in named.items()}

@@ -49,7 +49,7 @@ FROM head h, page WHERE h.dataset_number = ?1
 _RECORDS: Final = """
 WITH
 found AS MATERIALIZED (
-    SELECT k.key AS number, e.record_id, e.position, e.create_time_us, e.source_number
+    SELECT k.key AS number, e.record_id, e.position, e.source_number
     FROM json_each(?2) k CROSS JOIN entry e ON e.dataset_number = ?1 AND e.record_id = k.value
     WHERE e.hash IS NOT NULL),
 sized AS MATERIALIZED (
@@ -61,7 +61,7 @@ kept AS MATERIALIZED (SELECT number FROM sized WHERE total <= ?3 OR place = 1)
 SELECT h.revision, (SELECT group_concat(f.number) FROM found f WHERE f.number NOT IN (SELECT number FROM kept)), page.*
 FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
        group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
-    SELECT f.record_id, r.data, r.revision, s.source_id, f.create_time_us, r.commit_time_us
+    SELECT f.record_id, r.data, r.revision, s.source_id, ifnull(r.create_time_us, r.commit_time_us) AS create_time_us, r.commit_time_us
     FROM kept k JOIN found f ON f.number = k.number JOIN record r ON r.slot = (?1 << 40) + f.position
                 JOIN source s ON s.number = f.source_number)) page
 WHERE h.dataset_number = ?1
@@ -69,7 +69,7 @@ WHERE h.dataset_number = ?1
 _LIST: Final = """
 WITH
 found AS MATERIALIZED (
-    SELECT record_id, position, create_time_us, source_number FROM entry
+    SELECT record_id, position, source_number FROM entry
     WHERE dataset_number = ?1 AND record_id > ?2 AND hash IS NOT NULL ORDER BY record_id LIMIT ?3 + 1),
 sized AS MATERIALIZED (
     SELECT f.*, sum(length(CAST(f.record_id AS BLOB)) + length(r.data)) OVER (ORDER BY f.record_id) AS total,
@@ -79,7 +79,7 @@ kept AS MATERIALIZED (SELECT * FROM sized WHERE (total <= ?4 OR place = 1) AND p
 SELECT h.revision, (SELECT count(*) FROM found) > (SELECT count(*) FROM kept), page.*
 FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
        group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
-    SELECT k.record_id, r.data, r.revision, s.source_id, k.create_time_us, r.commit_time_us
+    SELECT k.record_id, r.data, r.revision, s.source_id, ifnull(r.create_time_us, r.commit_time_us) AS create_time_us, r.commit_time_us
     FROM kept k JOIN record r ON r.slot = (?1 << 40) + k.position
                 JOIN source s ON s.number = k.source_number ORDER BY k.record_id)) page
 WHERE h.dataset_number = ?1

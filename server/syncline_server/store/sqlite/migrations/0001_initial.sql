@@ -58,11 +58,13 @@ CREATE TABLE revision (
 ) STRICT, WITHOUT ROWID;
 
 -- The newest version of every record and the tombstones (data NULL), in the order of arrival:
--- slot = dataset number << 40 | position. A page of a sync is a range of slots.
+-- slot = dataset number << 40 | position. A page of a sync is a range of slots. create_time_us NULL: the record
+-- came into being with this commit.
 CREATE TABLE record (
     slot            INTEGER PRIMARY KEY,
     revision        INTEGER NOT NULL,
     commit_time_us  INTEGER NOT NULL,
+    create_time_us  INTEGER,
     reason          INTEGER NOT NULL,
     record_id       TEXT NOT NULL,
     data            BLOB
@@ -71,7 +73,8 @@ CREATE TABLE record (
 CREATE INDEX record_tombstone ON record (slot, revision) WHERE data IS NULL;
 
 -- Where each record id of a dataset stands in that order. Looking up, telling what is unchanged and keeping
--- the digest touch only this, never the data. hash NULL: a tombstone.
+-- the digest touch only this, never the data. Random keys dirty a page each here, so rows are kept small.
+-- hash NULL: a tombstone.
 CREATE TABLE entry (
     dataset_number  INTEGER NOT NULL,
     record_id       TEXT NOT NULL,
@@ -79,7 +82,6 @@ CREATE TABLE entry (
     revision        INTEGER NOT NULL,
     hash            BLOB,
     source_number   INTEGER NOT NULL,
-    create_time_us  INTEGER NOT NULL,
     PRIMARY KEY (dataset_number, record_id)
 ) STRICT, WITHOUT ROWID;
 
