@@ -180,6 +180,7 @@ async def test_numbers_and_bytes_go_through_exactly(command, books):
     command("push", "numbers", "-", given=text)
 
     assert text.replace('"', "")[:36] in command("ls", "numbers").out.replace('"', "")
+    assert "\u202e" in command("ls", "numbers", env={"PYTHONIOENCODING": "ascii"}).out
     refused = command("push", "numbers", "-", given='{"a":1,"a":2}', code=ExitCode.REFUSED)
     assert refused.err.startswith("stdin:1: ")
 
@@ -290,6 +291,29 @@ async def test_watch_from_now_leaves_out_what_is_there(command, books):
     finally:
         follower.end()
     assert put["record_id"] == "b"
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", ExitCode.ERROR), (b"\x03", ExitCode.INTERRUPTED)])
+async def test_a_question_is_asked_before_a_dataset_goes(command, books, answer, code):
+    master, slave = pty.openpty()
+    process = command.process(
+        "dataset", "delete", "books", stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while b"[y/N]" not in shown:
+            readable, _, _ = select.select([master], [], [], SECONDS)
+            assert readable, shown
+            shown += os.read(master, 65536)
+        if answer == b"\x03":
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(master, answer)
+        assert process.wait(SECONDS) == code
+    finally:
+        os.close(master)
+    assert command("dataset", "show", "books").out
 
 
 async def test_t107_watch_on_a_terminal_is_readable_and_safe(command, books):

@@ -1,5 +1,7 @@
 """The commands put together, and how the process ends."""
 
+import io
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
@@ -61,6 +63,7 @@ app.add_typer(keys.app, name="key")
 
 def run(arguments: Sequence[str]) -> int:
     """Run with these arguments; returns the exit code."""
+    _prepare_streams()
     try:
         app(args=list(arguments), prog_name="syncline")
     except SystemExit as ended:
@@ -71,3 +74,10 @@ def run(arguments: Sequence[str]) -> int:
         silence_stdout()
         return ExitCode.BROKEN_PIPE
     return ExitCode.OK
+
+
+def _prepare_streams() -> None:
+    """Output to files and pipes is UTF-8 whatever the locale; what a terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")

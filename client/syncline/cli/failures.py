@@ -28,10 +28,14 @@ _CODES: Final[tuple[tuple[type[syncline.SynclineError], ExitCode], ...]] = (
 
 _SHOWN_VIOLATIONS: Final = 20
 
+_FIRST_CLAUSE: Final = frozenset({"MASS_DELETE"})
+"""Reasons whose message goes on with advice for programs; the hint below says it for this command."""
+
 _HINTS: Final[Mapping[str, str]] = {
     "DATASET_NOT_FOUND": "`syncline dataset list` shows what is there, `syncline dataset create NAME` makes one.",
     "SOURCE_NOT_FOUND": "`syncline source list DATASET` shows what is there, `syncline source create DATASET NAME` makes one.",
     "KEY_NOT_FOUND": "`syncline key list` shows what is there.",
+    "MASS_DELETE": "nothing was changed; if that is what you want, say so with --allow-mass-delete.",
     "SOURCE_DISABLED": "`syncline source enable DATASET SOURCE` opens it again.",
     "IDENTITY_NOT_ADDRESSABLE": "delete by id: `syncline delete DATASET --id ID`.",
     "SESSION_INVALID": "somebody else may have opened a session on the same source: give each loader its own.",
@@ -43,7 +47,6 @@ IN_OPTIONS: Final[Mapping[str, str]] = {
     "pass key=… to connect()": "pass --key",
     "the argument `key`": "--key",
     "load() and sessions split their rows by themselves": "use a smaller --batch",
-    "open the session with allow_mass_delete=True": "say so with --allow-mass-delete",
     "pass rekey=True": "use --rekey",
     "pass tls=Tls(ca=…) with": "use --ca with",
     "pass tls=Tls(server_name=…)": "use the name in the certificate as --server",
@@ -94,9 +97,12 @@ def _sdk_failure(error: syncline.SynclineError) -> Failure:
     if hidden > 0:
         details.append(f"… and {hidden:,} more")
     details += [f"{name}: {text}" for name, text in error.fields.items()]
+    message = in_options(error.message)
+    if error.reason in _FIRST_CLAUSE:
+        message = message.partition(";")[0]
     return Failure(
         code=code,
-        message=in_options(error.message),
+        message=message,
         reason=error.reason,
         hint=_HINTS.get(error.reason, ""),
         details=details,

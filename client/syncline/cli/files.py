@@ -347,7 +347,9 @@ def read_csv(
         except (_TextError, csv.Error) as error:
             if write is None:
                 raise FileError(line, f"the header cannot be read: {error}") from None
-            yield BadRecord(line, "csv", str(error))
+            yield BadRecord(
+                line, "csv", str(error) if isinstance(error, _TextError) else f"not valid CSV: {error}"
+            )
             continue
         if not row:
             continue

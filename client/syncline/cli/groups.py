@@ -1,6 +1,9 @@
 """What the groups of commands have in common."""
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -25,5 +28,21 @@ def confirm(question: str, *, yes: bool) -> None:
         )
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    with _signals_at_once():
+        answer = sys.stdin.readline()
+    if answer.strip().lower() not in ("y", "yes"):
         raise CommandError("nothing was done")
+
+
+@contextlib.contextmanager
+def _signals_at_once() -> Iterator[None]:
+    """Let signals end what blocks: the loop hears of them only between its steps."""
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

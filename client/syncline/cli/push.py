@@ -221,7 +221,9 @@ class _Push:
         async with block as session:
             await self._send(incoming, session.upsert)
             commit = not self._refusals.records
-            self._totals.close(await session.close(commit=commit))
+            result = await session.close(commit=commit)
+            if commit:
+                self._totals.close(result)
 
     async def _send(self, incoming: AsyncIterator[Batch], write: Write | None) -> None:
         """Write the batches; from the first refused one on, and without ``write``, only check them."""
