@@ -3,7 +3,6 @@
 import io
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -18,6 +17,8 @@ _EPILOG = "Exit codes:\n\n" + "\n".join(f"* {code}: {meaning}" for code, meaning
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"syncline {version('syncline')}")
         raise typer.Exit
 
