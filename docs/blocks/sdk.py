@@ -27,7 +27,9 @@ def _entry(name: str) -> Iterator[str]:
     if inspect.isclass(value) and issubclass(value, BaseException):
         return
     if not hasattr(value, "__module__") or not value.__module__.startswith("syncline"):
-        yield f"## {name}\n\n```python\n{name} = {value}\n```".replace("syncline.events.", "").replace("syncline.models.", "")
+        yield f"## {name}\n\n```python\n{name} = {value}\n```".replace("syncline.events.", "").replace(
+            "syncline.models.", ""
+        )
         return
     node = _definitions(value.__module__)[value.__name__]
     yield f"## {name}"

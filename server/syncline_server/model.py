@@ -213,9 +213,7 @@ class Principal:
 
     def may_push(self, dataset_id: str, source_id: str) -> bool:
         """Whether writing into this source is allowed."""
-        return self.role is Role.ADMIN or (
-            self.role is Role.PUSH and self.source == (dataset_id, source_id)
-        )
+        return self.role is Role.ADMIN or (self.role is Role.PUSH and self.source == (dataset_id, source_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

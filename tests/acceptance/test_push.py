@@ -246,7 +246,9 @@ async def test_conditions_hold_or_refuse(books):
         await books.push([OTHER, syncline.IfAbsent({**BOOK, "title": "lost"})])
     with pytest.raises(syncline.SynclineError) as stale:
         await books.push([syncline.IfRevision({**BOOK, "title": "lost"}, 99)])
-    result = await books.push([syncline.IfRevision({**BOOK, "title": "won"}, first.revision), syncline.IfAbsent(OTHER)])
+    result = await books.push(
+        [syncline.IfRevision({**BOOK, "title": "won"}, first.revision), syncline.IfAbsent(OTHER)]
+    )
 
     assert absent.value.reason == stale.value.reason == "CONDITION_FAILED"
     assert statuses(result) == ["UPDATED", "CREATED"]

@@ -63,11 +63,22 @@ async def test_g15_replace_is_exact(client, things):
         await session.upsert([*ROWS[:8], {"id": "8", "v": "new"}, {"id": "10", "v": 10}])
     page = await things.sync(token)
 
-    assert (session.result.created, session.result.updated, session.result.unchanged, session.result.deleted) == (1, 1, 8, 1)
-    assert {(c.record_id, type(c).__name__) for c in page.changes} == {("8", "Put"), ("10", "Put"), ("9", "Delete")}
+    assert (
+        session.result.created,
+        session.result.updated,
+        session.result.unchanged,
+        session.result.deleted,
+    ) == (1, 1, 8, 1)
+    assert {(c.record_id, type(c).__name__) for c in page.changes} == {
+        ("8", "Put"),
+        ("10", "Put"),
+        ("9", "Delete"),
+    }
     assert {change.revision for change in page.changes} == {3}
     assert "other" in await values(things)
-    assert {row["id"]: (await things.get(row["id"])).revision for row in ROWS[:8]} == {row["id"]: 2 for row in ROWS[:8]}
+    assert {row["id"]: (await things.get(row["id"])).revision for row in ROWS[:8]} == {
+        row["id"]: 2 for row in ROWS[:8]
+    }
 
 
 async def test_t34_a_replace_with_the_same_set_makes_no_event(things):
@@ -176,7 +187,9 @@ async def test_b17_records_are_checked_when_they_are_sent(client, things):
     """B-17: against the schema of that moment; not again at close."""
     async with things.session("accrue", source="feed") as session:
         await session.upsert([{"id": "a", "v": 1}])
-        await client.update_dataset("things", schema={"type": "object", "properties": {"v": {"type": "string"}}})
+        await client.update_dataset(
+            "things", schema={"type": "object", "properties": {"v": {"type": "string"}}}
+        )
         with pytest.raises(syncline.InvalidRecords):
             await session.upsert([{"id": "b", "v": 1}])
 
@@ -188,7 +201,10 @@ async def test_b11_wrong_ids_get_one_answer(client, things):
     session = await things.open_session("accrue", source="feed")
     await session.upsert(ROWS)
     messages = set()
-    for session_id, source in [("5f0c9f0e-0000-4000-8000-000000000000", "feed"), (session.session_id, "default")]:
+    for session_id, source in [
+        ("5f0c9f0e-0000-4000-8000-000000000000", "feed"),
+        (session.session_id, "default"),
+    ]:
         stranger = things.attach_session(session_id, source=source)
         with pytest.raises(syncline.SessionInvalid) as refused:
             await stranger.close(commit=True, calls=1)

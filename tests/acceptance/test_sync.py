@@ -47,7 +47,11 @@ async def until_checkpoint(stream, revision):
 
 
 def changed(events):
-    return [(type(e).__name__, e.record_id, e.revision) for e in events if isinstance(e, syncline.Put | syncline.Delete)]
+    return [
+        (type(e).__name__, e.record_id, e.revision)
+        for e in events
+        if isinstance(e, syncline.Put | syncline.Delete)
+    ]
 
 
 async def test_an_empty_dataset_has_a_checkpoint(things):
@@ -85,7 +89,11 @@ async def test_a_token_brings_only_what_changed(things):
     page = await things.sync(token)
     nothing = await things.sync(page.token)
 
-    assert [(type(c).__name__, c.record_id) for c in page.changes] == [("Put", "000003"), ("Put", "000004"), ("Delete", "000009")]
+    assert [(type(c).__name__, c.record_id) for c in page.changes] == [
+        ("Put", "000003"),
+        ("Put", "000004"),
+        ("Delete", "000009"),
+    ]
     assert len(nothing.changes) == 0
     assert nothing.checkpoint.revision == 3
 
@@ -115,7 +123,9 @@ async def test_g11_a_token_works_across_a_restart(server, things):
 
 async def test_g11_a_purged_token_resets_loudly(make_server):
     """G11, T50: never a silent gap; the old copy is replaced whole, the deleted record included."""
-    async with make_server(SYNCLINE_RETENTION_SECONDS="0", SYNCLINE_RETENTION_REVISIONS="0", SYNCLINE_PURGE_SECONDS="0.1") as server:
+    async with make_server(
+        SYNCLINE_RETENTION_SECONDS="0", SYNCLINE_RETENTION_REVISIONS="0", SYNCLINE_PURGE_SECONDS="0.1"
+    ) as server:
         async with syncline.connect(server.address, key=server.key) as client:
             await client.create_dataset("things", identity=syncline.by_key("id"))
             things = client.dataset("things")
@@ -247,7 +257,10 @@ async def test_t64_a_commit_larger_than_any_message(things):
 
 async def test_g10_bookmarks_come_when_idle(make_server):
     """G10: a caught-up subscriber hears a checkpoint though nothing happens."""
-    async with make_server(SYNCLINE_CHECKPOINT_SECONDS="0.3") as server, syncline.connect(server.address, key=server.key) as client:
+    async with (
+        make_server(SYNCLINE_CHECKPOINT_SECONDS="0.3") as server,
+        syncline.connect(server.address, key=server.key) as client,
+    ):
         await client.create_dataset("things", identity=syncline.by_key("id"))
         await client.dataset("things").push(rows(0, 1))
         async with client.dataset("things").changes() as stream:

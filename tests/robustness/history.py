@@ -85,7 +85,9 @@ def nothing_acknowledged_is_lost(history, final):
     for op in history.acknowledged:
         for key in op.keys:
             newest[key] = op
-    unknown_deletes = {key for op in history.operations.values() if op.outcome == "unknown" and op.delete for key in op.keys}
+    unknown_deletes = {
+        key for op in history.operations.values() if op.outcome == "unknown" and op.delete for key in op.keys
+    }
     for key, op in newest.items():
         revision, writer = final.get(key, (None, None))
         if revision is None:

@@ -6,13 +6,32 @@ from robustness.history import History, Operation, check
 def sound():
     history = History()
     history.operations = {
-        1: Operation(number=1, keys=("a", "b"), delete=False, invoked=0, returned=1, outcome="ok", revision=1, changed=True),
-        2: Operation(number=2, keys=("a",), delete=False, invoked=2, returned=3, outcome="ok", revision=2, changed=True),
+        1: Operation(
+            number=1,
+            keys=("a", "b"),
+            delete=False,
+            invoked=0,
+            returned=1,
+            outcome="ok",
+            revision=1,
+            changed=True,
+        ),
+        2: Operation(
+            number=2, keys=("a",), delete=False, invoked=2, returned=3, outcome="ok", revision=2, changed=True
+        ),
         3: Operation(number=3, keys=("c",), delete=False, invoked=2, outcome="unknown"),
-        4: Operation(number=4, keys=("b",), delete=True, invoked=4, returned=5, outcome="ok", revision=4, changed=True),
+        4: Operation(
+            number=4, keys=("b",), delete=True, invoked=4, returned=5, outcome="ok", revision=4, changed=True
+        ),
         5: Operation(number=5, keys=("d",), delete=False, invoked=4, returned=5, outcome="rejected"),
     }
-    history.events = [("put", "a", 1, 1), ("put", "b", 1, 1), ("put", "a", 2, 2), ("put", "c", 3, 3), ("delete", "b", 4, None)]
+    history.events = [
+        ("put", "a", 1, 1),
+        ("put", "b", 1, 1),
+        ("put", "a", 2, 2),
+        ("put", "c", 3, 3),
+        ("delete", "b", 4, None),
+    ]
     history.checkpoints = [(0, 0), (1, 2), (4, 5)]
     return history, {"a": (2, 2), "c": (3, 3)}, 4
 
@@ -76,7 +95,9 @@ def test_catches_an_event_out_of_order():
 
 
 def test_catches_an_event_behind_its_checkpoint():
-    assert "came after the checkpoint at 1" in faults_after(lambda h, f: h.events.insert(2, ("put", "z", 1, 1)))
+    assert "came after the checkpoint at 1" in faults_after(
+        lambda h, f: h.events.insert(2, ("put", "z", 1, 1))
+    )
 
 
 def test_catches_a_checkpoint_that_goes_back():

@@ -20,7 +20,9 @@ async def writer(dataset, history: History, rng: random.Random, stop: asyncio.Ev
             if delete:
                 result = await dataset.delete([{"id": key} for key in keys])
             else:
-                result = await dataset.push([{"id": key, "op": operation.number, "pad": "x" * rng.randint(0, 400)} for key in keys])
+                result = await dataset.push(
+                    [{"id": key, "op": operation.number, "pad": "x" * rng.randint(0, 400)} for key in keys]
+                )
         except (syncline.OutcomeUnknown, syncline.Unavailable, syncline.DeadlineExceeded):
             continue  # stays unknown
         except syncline.SynclineError:
@@ -29,7 +31,11 @@ async def writer(dataset, history: History, rng: random.Random, stop: asyncio.Ev
         operation.returned = time.monotonic()
         operation.outcome = "ok"
         operation.revision = result.revision
-        operation.changed = any(r.status in {"created", "updated", "deleted"} or getattr(r.status, "name", "") in {"CREATED", "UPDATED", "DELETED"} for r in result.results)
+        operation.changed = any(
+            r.status in {"created", "updated", "deleted"}
+            or getattr(r.status, "name", "") in {"CREATED", "UPDATED", "DELETED"}
+            for r in result.results
+        )
 
 
 async def subscriber(dataset, history: History, copy: syncline.Copy) -> None:

@@ -26,13 +26,23 @@ class GatedStore:
         await self.gate.wait()
         if self.failure:
             raise self.failure
-        results = [self.verdicts.get(c.key_id) or CommitResult(revision=i + 1, changed=True, statuses=b"") for i, c in enumerate(commits)]
+        results = [
+            self.verdicts.get(c.key_id) or CommitResult(revision=i + 1, changed=True, statuses=b"")
+            for i, c in enumerate(commits)
+        ]
         appended = Appended(dataset_number=1, from_revision=0, head=Head(revision=len(commits)), changes=None)
         return GroupResult(results=results, appended=[appended], transaction_seconds=0.0, sync_seconds=0.0)
 
 
 def commit(name, size=100):
-    return Commit(dataset_number=1, generation=1, source_number=1, write=Deletes(record_ids=["x"]), key_id=name, size_bytes=size)
+    return Commit(
+        dataset_number=1,
+        generation=1,
+        source_number=1,
+        write=Deletes(record_ids=["x"]),
+        key_id=name,
+        size_bytes=size,
+    )
 
 
 async def queue(committer, *names, size=100):

@@ -95,7 +95,16 @@ def run(world_class, seed, steps=80):
     choose = random.Random(seed)
     world = world_class()
     followers = [world.come() for _ in range(3)]
-    weights = {"write": 8, "step": 16, "break": 2, "purge": 2, "backup": 1, "restore": 1, "restart": 0.3, "head": 2}
+    weights = {
+        "write": 8,
+        "step": 16,
+        "break": 2,
+        "purge": 2,
+        "backup": 1,
+        "restore": 1,
+        "restart": 0.3,
+        "head": 2,
+    }
     for _ in range(steps):
         follower = choose.choice(followers)
         match choose.choices(list(weights), list(weights.values()))[0]:

@@ -25,9 +25,7 @@ class Writer:
         self.maker = FrameMaker(self.encoder, ORIGIN, b"s" * 32)
 
     def ring(self, *, max_bytes=1 << 20, max_frames=100, max_frame_bytes=1 << 20):
-        ring = Ring(
-            self.maker, max_bytes=max_bytes, max_frames=max_frames, max_frame_bytes=max_frame_bytes
-        )
+        ring = Ring(self.maker, max_bytes=max_bytes, max_frames=max_frames, max_frame_bytes=max_frame_bytes)
         ring.skip_to(self.table.head)
         return ring
 

@@ -263,7 +263,9 @@ async def test_t63_t54_hand_off_between_store_and_ring(house, seed):
             held = []
             for number in range(120):
                 actions = rows(*choose.sample(range(12), choose.randint(1, 4)), version=number)
-                actions.append((f"k{choose.randrange(12)}x", b"%d" % number if choose.random() < 0.5 else None))
+                actions.append(
+                    (f"k{choose.randrange(12)}x", b"%d" % number if choose.random() < 0.5 else None)
+                )
                 held.append(await home.write(actions, announce=False))
                 choose.shuffle(held)
                 while held and choose.random() < 0.7:

@@ -160,7 +160,9 @@ async def test_t53_tokens_of_other_things(house):
 def _foreign(position):
     """Of another store: not verifiable, and with figures that no store of ours could read at."""
     origin = other(position.origin, store_id=b"another!")
-    return tokens.encode(other(position, origin=origin, position=2**64 - 1, seen_revision=2**64 - 1), b"?" * 32)
+    return tokens.encode(
+        other(position, origin=origin, position=2**64 - 1, seen_revision=2**64 - 1), b"?" * 32
+    )
 
 
 @pytest.mark.parametrize("token", [b"x", b"\x01" * 102])

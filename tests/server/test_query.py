@@ -158,7 +158,11 @@ def test_page_token_round_trip(after):
     assert not set(token) & set("+/=")
 
 
-@given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: base64.urlsafe_b64encode(b).decode())))
+@given(
+    st.one_of(
+        st.text(max_size=60), st.binary(max_size=60).map(lambda b: base64.urlsafe_b64encode(b).decode())
+    )
+)
 def test_t58_page_token_random(token):
     with pytest.raises(InvalidArgument, check=lambda e: e.reason == "PAGE_TOKEN_INVALID"):
         page_tokens.decode(token, incarnation=INCARNATION, secret=SECRET)

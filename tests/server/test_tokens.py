@@ -110,7 +110,9 @@ def test_t58_forged_with_a_good_checksum(a_position, index, change):
 def test_g13_token_of_another_store_is_no_error_but_a_reset():
     foreign = replace(ORIGIN, store_id=b"another!")
     token = tokens.encode(position(origin=foreign), os.urandom(32))
-    assert tokens.judge_origin(decode(token), origin=ORIGIN, histories=[HISTORY]) is ResetReason.HISTORY_CHANGED
+    assert (
+        tokens.judge_origin(decode(token), origin=ORIGIN, histories=[HISTORY]) is ResetReason.HISTORY_CHANGED
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,7 @@ class House:
         self.store = Hooked(store)
         self.notifier = LocalNotifier()
         self.encoder = LineEncoder()
-        self.feed = Feed(
-            self.store, self.notifier, SystemClock(), self.encoder, FeedSettings(**settings)
-        )
+        self.feed = Feed(self.store, self.notifier, SystemClock(), self.encoder, FeedSettings(**settings))
         self.dataset: Dataset
 
     async def create(self, dataset_id: str = "books") -> Dataset:

@@ -43,9 +43,7 @@ class World:
 
     def create(self):
         self.incarnation = os.urandom(16)
-        self.table = Table(
-            head=Head(commit_id=self.incarnation[:8]), commit_ids={0: self.incarnation[:8]}
-        )
+        self.table = Table(head=Head(commit_id=self.incarnation[:8]), commit_ids={0: self.incarnation[:8]})
         self.restart()
 
     def restart(self):
@@ -122,9 +120,7 @@ class World:
     def connect(self, follower):
         token = follower.copy.token
         position = tokens.decode(token, store_id=self.store_id, secret=SECRET) if token else None
-        follower.progress = Progress(
-            position, settings=SETTINGS, floor_revision=self.table.head.revision
-        )
+        follower.progress = Progress(position, settings=SETTINGS, floor_revision=self.table.head.revision)
 
     def read(self, progress):
         start = progress.position
