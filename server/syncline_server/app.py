@@ -159,17 +159,9 @@ async def running(
                 monitoring_server(*split_address(settings.http), metrics, rooms.writable)
             )
         tasks = await stack.enter_async_context(anyio.create_task_group())
-        purge = upkeep.Purge(
-            store,
-            clock,
-            metrics,
-            min_age_us=round(settings.retention_seconds * 1e6),
-            min_revisions=settings.retention_revisions,
-            max_tombstones=settings.purge_tombstones,
-        )
         for seconds, name, run in (
             (_EXPIRE_SECONDS, "expire", upkeep.Expiry(sessions, store, metrics).run),
-            (settings.purge_seconds, "purge", purge.run),
+            (settings.purge_seconds, "purge", _purge(settings, store, clock, metrics).run),
             (_FORGET_SECONDS, "forget", upkeep.Forgetting(store, clock, metrics).run),
             (_MAINTAIN_SECONDS, "maintain", store.maintain),
             (_FLUSH_SECONDS, "last_used", keys.flush_last_used),
@@ -316,6 +308,17 @@ async def _flush_keys(keys: Keys) -> None:
         await keys.flush_last_used()
     except SynclineError as error:
         _log.warning("upkeep.failed", task="last_used", reason=error.reason)
+
+
+def _purge(settings: Settings, store: Store, clock: Clock, metrics: Metrics) -> upkeep.Purge:
+    return upkeep.Purge(
+        store,
+        clock,
+        metrics,
+        min_age_us=round(settings.retention_seconds * 1e6),
+        min_revisions=settings.retention_revisions,
+        max_tombstones=settings.purge_tombstones,
+    )
 
 
 def _limits(settings: Settings) -> Limits:

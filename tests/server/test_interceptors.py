@@ -305,7 +305,9 @@ async def test_a_peer_that_leaves_while_a_write_waits_is_no_fault_of_ours(events
             call.cancel()
             assert await h.sync.closed_in is h.sync.opened_in
         assert await h.edge.finished(within_seconds=WAIT)
+        assert h.count("SyncService/Subscribe", "CANCELLED") == 1
     assert not [event for event in events if event["event"] == "rpc.failed"]
+    assert not caplog.records, "grpc must not call it an error either"
 
 
 async def test_m11_finished_waits_for_the_cleanup_of_cancelled_handlers():

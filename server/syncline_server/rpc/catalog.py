@@ -83,7 +83,7 @@ class CatalogService(CatalogServiceServicer):
         dataset = await self._catalog.create_dataset(
             request.dataset_id, settings, identity=identity, validate_only=request.validate_only
         )
-        _record("CreateDataset", dataset_name(dataset.dataset_id), request)
+        _audit("CreateDataset", dataset_name(dataset.dataset_id), request)
         return pb.CreateDatasetResponse(dataset=dataset_out(dataset))
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Any) -> pb.GetDatasetResponse:
@@ -139,7 +139,7 @@ class CatalogService(CatalogServiceServicer):
         )
         if request.rekey and not request.validate_only:
             self._feed.dropped(dataset.number)
-        _record("UpdateDataset", dataset_name(dataset_id), request)
+        _audit("UpdateDataset", dataset_name(dataset_id), request)
         return pb.UpdateDatasetResponse(dataset=dataset_out(dataset))
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Any) -> pb.DeleteDatasetResponse:
@@ -155,7 +155,7 @@ class CatalogService(CatalogServiceServicer):
         )
         if number is not None and not request.validate_only:
             self._feed.dropped(number)
-        _record("DeleteDataset", request.name, request)
+        _audit("DeleteDataset", request.name, request)
         return pb.DeleteDatasetResponse()
 
     # -- sources ------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class CatalogService(CatalogServiceServicer):
         source = await self._catalog.create_source(
             dataset_id, request.source_id, settings, identity=identity, validate_only=request.validate_only
         )
-        _record("CreateSource", expected_name, request)
+        _audit("CreateSource", expected_name, request)
         return pb.CreateSourceResponse(source=source_out(source))
 
     async def GetSource(self, request: pb.GetSourceRequest, context: Any) -> pb.GetSourceResponse:
@@ -220,7 +220,7 @@ class CatalogService(CatalogServiceServicer):
             identity=identity,
             validate_only=request.validate_only,
         )
-        _record("UpdateSource", source_name(dataset_id, source_id), request)
+        _audit("UpdateSource", source_name(dataset_id, source_id), request)
         return pb.UpdateSourceResponse(source=source_out(source))
 
     async def DeleteSource(self, request: pb.DeleteSourceRequest, context: Any) -> pb.DeleteSourceResponse:
@@ -238,7 +238,7 @@ class CatalogService(CatalogServiceServicer):
             identity=identity,
             validate_only=request.validate_only,
         )
-        _record("DeleteSource", request.name, request)
+        _audit("DeleteSource", request.name, request)
         return pb.DeleteSourceResponse()
 
     # -- keys ---------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class CatalogService(CatalogServiceServicer):
         problems.raise_any()
         _check_admin()
         made = await self._keys.create_key(settings, identity=identity, validate_only=request.validate_only)
-        _record("CreateKey", f"keys/{made.key.key_id}", request)
+        _audit("CreateKey", f"keys/{made.key.key_id}", request)
         return pb.CreateKeyResponse(key=key_out(made.key), secret=made.secret)
 
     async def GetKey(self, request: pb.GetKeyRequest, context: Any) -> pb.GetKeyResponse:
@@ -295,7 +295,7 @@ class CatalogService(CatalogServiceServicer):
             identity=identity,
             validate_only=request.validate_only,
         )
-        _record("UpdateKey", f"keys/{key_id}", request)
+        _audit("UpdateKey", f"keys/{key_id}", request)
         return pb.UpdateKeyResponse(key=key_out(key))
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Any) -> pb.RotateKeyResponse:
@@ -312,7 +312,7 @@ class CatalogService(CatalogServiceServicer):
             identity=identity,
             validate_only=request.validate_only,
         )
-        _record("RotateKey", request.name, request)
+        _audit("RotateKey", request.name, request)
         return pb.RotateKeyResponse(key=key_out(made.key), secret=made.secret)
 
     async def DeleteKey(self, request: pb.DeleteKeyRequest, context: Any) -> pb.DeleteKeyResponse:
@@ -326,7 +326,7 @@ class CatalogService(CatalogServiceServicer):
         await self._keys.delete_key(
             key_id, etag=request.etag, identity=identity, validate_only=request.validate_only
         )
-        _record("DeleteKey", request.name, request)
+        _audit("DeleteKey", request.name, request)
         return pb.DeleteKeyResponse()
 
     # -- pages --------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class CatalogService(CatalogServiceServicer):
         return page_tokens.encode(after, incarnation=scope, secret=self._token_secret)
 
 
-def _record(action: str, name: str, request: Any) -> None:
+def _audit(action: str, name: str, request: Any) -> None:
     """Leave a trace of who changed what; the request is only asked whether it changed anything."""
     if not request.validate_only:
         _log.info("catalog.changed", action=action, name=name, key=caller().key_id)
