@@ -6,11 +6,11 @@ import random
 import signal
 
 import pytest
-from syncline_server.store.sqlite.fsck import fsck
 
 import syncline
 from robustness.history import History, check
 from robustness.traffic import subscriber, writer
+from syncline_server.store.sqlite.fsck import fsck
 
 CYCLES = 20
 
@@ -23,7 +23,9 @@ async def run_cycles(server, cycles, seed, *, down):
         await client.create_dataset("things", identity=syncline.by_key("id"))
         things = client.dataset("things")
         following = asyncio.create_task(subscriber(things, history, copy))
-        writers = [asyncio.create_task(writer(things, history, random.Random(seed + n), stop)) for n in range(4)]
+        writers = [
+            asyncio.create_task(writer(things, history, random.Random(seed + n), stop)) for n in range(4)
+        ]
         for _ in range(cycles):
             await asyncio.sleep(rng.uniform(0.005, 0.3))
             await down()
@@ -31,7 +33,9 @@ async def run_cycles(server, cycles, seed, *, down):
         await asyncio.sleep(0.2)
         stop.set()
         await asyncio.gather(*writers)
-        head = (await things.push([{"id": "last", "op": history.invoke(("last",), delete=False, now=0.0).number}])).revision
+        head = (
+            await things.push([{"id": "last", "op": history.invoke(("last",), delete=False, now=0.0).number}])
+        ).revision
         while copy.revision < head:
             assert not following.done(), following.result()
             await asyncio.sleep(0.02)
@@ -42,7 +46,9 @@ async def run_cycles(server, cycles, seed, *, down):
     await server.stop()
     assert fsck(server.data / "syncline.db").problems == ()
     assert check(history, final, info.revision) == []
-    assert {key: copy.event(key).revision for key in copy} == {key: revision for key, (revision, _) in final.items()}
+    assert {key: copy.event(key).revision for key in copy} == {
+        key: revision for key, (revision, _) in final.items()
+    }
     assert copy.digest == info.digest
     assert history.resets == []
     assert len(history.acknowledged) > cycles
