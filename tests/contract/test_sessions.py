@@ -31,6 +31,7 @@ async def test_g16_nothing_shows_before_the_commit(bench: Bench) -> None:
 
 
 async def test_actions_apply_in_the_order_sent(bench: Bench) -> None:
+    """T31: of repeats of an id the last one counts, in whichever call."""
     await bench.put(["old"])
     session = await bench.open(SessionMode.ACCRUE)
     await bench.stage(session, upserts({"x": 1, "y": 1}))

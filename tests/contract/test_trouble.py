@@ -64,7 +64,7 @@ async def test_t11_a_stranger_with_a_lock_is_waited_for(
 ) -> None:
     """T11: after the busy time-out UNAVAILABLE, reads go on, and then everything works again."""
     quick = {"busy_timeout": ("200", 200)}
-    monkeypatch.setattr("syncline_server.store.sqlite.store.WRITER", {**WRITER, **quick})
+    monkeypatch.setattr("syncline_server.store.sqlite.opening.WRITER", {**WRITER, **quick})
     backend = SqliteBackend(tmp_path)
     async with backend.open() as store:
         bench = await Bench.make(store, backend.clock)
@@ -256,3 +256,15 @@ async def test_what_is_no_trouble_is_a_mistake(tmp_path: Path) -> None:
         assert not isinstance(raised.value, SynclineError)
         bench = await Bench.make(store, backend.clock)
         await bench.put(["a"])
+
+
+async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    backend = SqliteBackend(tmp_path)
+    backend.path.parent.mkdir()
+    backend.path.write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(StoreRefused, match="not a database"):
+        async with backend.open():
+            pass
+    backend.path.unlink()
+    async with backend.open() as store:
+        await store.probe()

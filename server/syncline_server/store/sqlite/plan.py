@@ -8,6 +8,7 @@ has touched nothing, so it needs no savepoint, and fifty small commits cost litt
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Final
 
 from syncline_server.errors import (
     Aborted,
@@ -40,6 +41,9 @@ Entry = tuple[int, int, bytes, int]
 """Position, revision, hash (empty: tombstone) and owning source of a record id."""
 Change = tuple[int, int, int, bytes | None]
 """Position, revision, reason and data (None: deleted) of a change that is to be written."""
+
+_COUNTED: Final = tuple(int(s) for s in (Status.CREATED, Status.UPDATED, Status.UNCHANGED, Status.DELETED))
+"""Plain integers: ``bytes.count`` is slow with members of an enumeration."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -306,14 +310,15 @@ class _Verdict:
 
     def result(self, *, revision: int) -> CommitResult:
         count = self.statuses.count
+        created, updated, unchanged, deleted = (count(status) for status in _COUNTED)
         return CommitResult(
             revision=revision,
             changed=bool(self.changed),
             statuses=self.statuses,
-            created=count(Status.CREATED),
-            updated=count(Status.UPDATED),
-            unchanged=count(Status.UNCHANGED),
-            deleted=count(Status.DELETED),
+            created=created,
+            updated=updated,
+            unchanged=unchanged,
+            deleted=deleted,
         )
 
 

@@ -1,10 +1,8 @@
 """The SQLite store: the contract's methods, each a function handed to the writer's or a reader's thread."""
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from syncline_server.clock import Clock
@@ -27,74 +25,28 @@ from syncline_server.model import (
 )
 from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
 from syncline_server.store.sqlite import catalog, reads, rebuild, requests, sessions, upkeep
-from syncline_server.store.sqlite.connection import WRITER, connect, run_on
 from syncline_server.store.sqlite.files import (
     RESERVE_BYTES,
     StoreFiles,
     drop_ballast,
-    exclusive_lock,
     free_bytes,
     load_ballast,
-    refuse_network_file_system,
 )
 from syncline_server.store.sqlite.group import Carried, commit_group
 from syncline_server.store.sqlite.plan import check_fingerprint
 from syncline_server.store.sqlite.readers import Readers
-from syncline_server.store.sqlite.schema import append_history, apply_migration, missing_migrations
 from syncline_server.store.sqlite.staging import Staging
 from syncline_server.store.sqlite.trouble import store_full
 from syncline_server.store.sqlite.writer import Done, Writer
 
 T = TypeVar("T")
 
-READER_CONNECTIONS: Final = 2
 CHECKPOINT_BYTES: Final = 16 << 20
 """``maintain`` moves the WAL into the database from this size on."""
 WAL_CAP_BYTES: Final = 256 << 20
 """A commit that leaves the WAL larger has it emptied before the next one, whatever that costs."""
 RECLAIM_STEPS: Final = 50
 """Transactions with which one ``maintain`` removes rows of deleted datasets."""
-
-
-@asynccontextmanager
-async def open_store(
-    path: Path,
-    *,
-    clock: Clock,
-    random_bytes: Callable[[int], bytes] = secrets.token_bytes,
-    reader_connections: int = READER_CONNECTIONS,
-) -> AsyncIterator["SqliteStore"]:
-    """Open the store in the file ``path``, made when it is not there, and own it until the block ends.
-
-    Raises StoreRefused when it cannot be used: another process has it, its schema is newer, its file system
-    is not local, a pragma is not in force.
-    """
-    files = StoreFiles(database=path)
-    async with AsyncExitStack() as stack:
-        refuse_network_file_system(path)
-        files.prepare()
-        stack.enter_context(exclusive_lock(files))
-        connection = await connect(path, WRITER, mode="rw")
-        stack.push_async_callback(connection.close)
-        for migration in await run_on(connection, missing_migrations):
-            await run_on(connection, apply_migration, migration, now_us=clock.now_us())
-        writer = Writer(connection, path, clock)
-        opened = await writer.transact(append_history, "open", random_bytes, now_us=clock.now_us())
-        load_ballast(files)
-        readers = await stack.enter_async_context(Readers.open(path, connections=reader_connections))
-        open_sessions = await readers.read(sessions.all_sessions)
-        staging = await stack.enter_async_context(Staging.open(files.staging, open_sessions, clock))
-        store = SqliteStore(
-            info=opened.value,
-            files=files,
-            writer=writer,
-            readers=readers,
-            staging=staging,
-            clock=clock,
-            random_bytes=random_bytes,
-        )
-        stack.push_async_callback(store.finish)
-        yield store
 
 
 class SqliteStore(Store):
