@@ -31,13 +31,14 @@ class ServerService(ServerServiceServicer):
         self._limits = limits
         self._clock = clock
         self._writable = writable
+        self._version = version("syncline")
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.GetServerInfoResponse:
         """Version, clock, limits, and the role of the key that asks."""
         del request, context
         limits = self._limits
         return pb.GetServerInfoResponse(
-            version=version("syncline"),
+            version=self._version,
             store=self._store_kind,
             server_time=timestamp(self._clock.now_us()),
             start_time=timestamp(self._start_time_us),
