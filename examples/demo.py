@@ -21,7 +21,6 @@ import airportsdata
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 import syncline
 
@@ -57,6 +56,11 @@ CALLS_BEFORE_KILL = 12
 
 console = Console()
 canonical_json = msgspec.json.Encoder(order="deterministic").encode
+
+
+def tell(what: str, figure: str) -> None:
+    """Print one figure."""
+    console.print(f"   {what:<40} {figure}", highlight=False, soft_wrap=True)
 
 
 def second_edition(first: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
@@ -231,7 +235,6 @@ async def demo() -> None:
     first = airportsdata.load("ICAO")
     second = second_edition(first)
     third = third_edition(second)
-    figures = Table("what", "figure", title="Syncline demo", title_justify="left")
     with tempfile.TemporaryDirectory(prefix="syncline-demo-") as directory:
         server = Server(Path(directory))
         await server.start()
@@ -242,10 +245,9 @@ async def demo() -> None:
                 syncline.connect(server.address, key=key) as client,
                 Follower(server.address, key).running() as follower,
             ):
-                await scenes(client, follower, server, (first, second, third), figures)
+                await scenes(client, follower, server, (first, second, third))
         finally:
             await server.stop(signal.SIGTERM)
-    console.print(figures)
 
 
 async def scenes(
@@ -253,7 +255,6 @@ async def scenes(
     follower: Follower,
     server: Server,
     editions: tuple[dict[str, dict[str, object]], ...],
-    figures: Table,
 ) -> None:
     """The story, scene by scene."""
     first, second, third = editions
@@ -267,13 +268,11 @@ async def scenes(
     seen = await follower.reach(loaded.revision)
     arrived = time.perf_counter()
     assert loaded.created == len(first) == seen["records"]
-    figures.add_row(
+    tell(
         "first edition",
         f"{loaded.created:,} records in {committed - began:.2f} s ({loaded.created / (committed - began):,.0f}/s, durable)",
     )
-    figures.add_row(
-        "exact copy in the second process", f"{(arrived - committed) * 1000:.0f} ms after the commit"
-    )
+    tell("exact copy in the second process", f"{(arrived - committed) * 1000:.0f} ms after the commit")
 
     console.print(f"2. second edition: {len(EDITS)} renamed, Berlin-Tegel closed, Pokhara opened")
     edited = await replace(airports, second, "second edition")
@@ -282,23 +281,23 @@ async def scenes(
     arrived = time.perf_counter()
     assert (edited.created, edited.updated, edited.deleted) == (1, len(EDITS), 1)
     assert (seen["puts"], seen["deletes"]) == (1 + len(EDITS), 1)
-    figures.add_row(
+    tell(
         "second edition",
         f"{len(second):,} records sent, {edited.updated} updated, {edited.created} created, {edited.deleted} deleted",
     )
-    figures.add_row(
+    tell(
         "events at the follower",
-        f"{seen['puts']} puts, {seen['deletes']} delete, {(arrived - committed) * 1000:.0f} ms after the commit",
+        f"{seen['puts']} puts, {seen['deletes']} delete, {(arrived - committed) * 1000:.1f} ms after the answer to the commit",
     )
 
     console.print("3. third edition; SIGKILL to the server in the middle of the load, start again")
     finished, down = await killed_load(server, airports, third)
     seen = await follower.reach(finished.revision)
-    figures.add_row(
+    tell(
         "third edition",
         f"{finished.updated:,} updated, {finished.unchanged:,} unchanged; server killed at record {CALLS_BEFORE_KILL * CALL:,}",
     )
-    figures.add_row("kill -9 to serving again", f"{down:.2f} s")
+    tell("kill -9 to serving again", f"{down:.2f} s")
 
     console.print("4. prove that all three are equal")
     info = await client.get_dataset("airports")
@@ -308,8 +307,8 @@ async def scenes(
         (r.record_id, r.revision, canonical_json(third[r.record_id])) for r in held.values()
     )
     assert info.digest.hex() == seen["digest"] == recomputed
-    figures.add_row("digest of server, follower and producer", f"{recomputed} (equal)")
-    figures.add_row("records", f"{info.record_count:,} at revision {info.revision}")
+    tell("digest of server, follower and producer", f"{recomputed} (equal)")
+    tell("records", f"{info.record_count:,} at revision {info.revision}")
 
 
 def main() -> None:
