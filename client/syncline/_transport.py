@@ -29,6 +29,7 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),  # the server's limits decide, and say so better
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # without it a peer that stands still is not noticed in time
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
