@@ -678,11 +678,13 @@ class ModelStore(Store):
         return
 
     async def discard_session(self, session_id, *, source_number, identity=None):
-        if self._seen(identity):
-            return
+        if seen := self._seen(identity):
+            return seen.answer.revision
         self._open(session_id, source_number)
-        del self._sessions[session_id]
-        self._remember(identity, resource=session_id)
+        staged = self._sessions.pop(session_id)
+        revision = self._state(staged.session.dataset_number).head().revision
+        self._remember(identity, CommitResult(revision=revision, changed=False, statuses=b""))
+        return revision
 
     async def expire_sessions(self, *, now_us):
         over = [

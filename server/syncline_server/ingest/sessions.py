@@ -218,13 +218,14 @@ class Sessions:
     async def _end(
         self, target: Target, session_id: str, identity: RequestIdentity | None, *, validate_only: bool
     ) -> CommitResult:
-        if not validate_only:
-            await self._store.discard_session(
+        if validate_only:
+            revision = (await self._store.read_head(target.opened.dataset.number)).revision
+        else:
+            revision = await self._store.discard_session(
                 session_id, source_number=target.source.number, identity=identity
             )
             self._lines.pop(session_id, None)
-        head = await self._store.read_head(target.opened.dataset.number)
-        return CommitResult(revision=head.revision, changed=False, statuses=b"")
+        return CommitResult(revision=revision, changed=False, statuses=b"")
 
     async def _line(self, session_id: str, target: Target) -> _Line:
         line = self._lines.get(session_id)

@@ -292,8 +292,8 @@ class Store(ABC):
     @abstractmethod
     async def discard_session(
         self, session_id: str, *, source_number: int, identity: RequestIdentity | None = None
-    ) -> None:
-        """End a session and drop what it staged.
+    ) -> int:
+        """End a session and drop what it staged; return the revision of its dataset then, to a retry the same.
 
         Not open: SESSION_INVALID, unless the identity says that this very call did it before.
         """

@@ -20,8 +20,14 @@ from syncline_server.model import (
 from syncline_server.store.sqlite import difference
 from syncline_server.store.sqlite.catalog import dataset_by_number, source_by_number
 from syncline_server.store.sqlite.group import Carried, look_up, mark_received, write_revisions
-from syncline_server.store.sqlite.plan import DatasetState, Plan, session_invalid
-from syncline_server.store.sqlite.requests import find_resource, remember_answers, remember_resource
+from syncline_server.store.sqlite.plan import DatasetState, Plan, check_fingerprint, session_invalid
+from syncline_server.store.sqlite.reads import read_head
+from syncline_server.store.sqlite.requests import (
+    find_answer,
+    find_resource,
+    remember_answers,
+    remember_resource,
+)
 
 _SESSION: Final = """
 SELECT session_id, dataset_number, source_number, mode, allow_mass_delete, idle_timeout_us, create_time_us,
@@ -136,13 +142,18 @@ def discard_session(
     identity: RequestIdentity | None,
     *,
     now_us: int,
-) -> None:
-    """End a session without a commit."""
-    if find_resource(connection, identity) is not None:
-        return
-    session_by_id(connection, session_id, source_number)
+) -> int:
+    """End a session without a commit; the dataset's revision, to a retry that of the first answer."""
+    if identity is not None and (seen := find_answer(connection, identity.request_id)) is not None:
+        check_fingerprint(identity, seen[0])
+        return seen[1].revision
+    session = session_by_id(connection, session_id, source_number)
     connection.execute(_DELETE, (session_id,))
-    remember_resource(connection, identity, session_id, now_us=now_us)
+    revision = read_head(connection, session.dataset_number).revision
+    if identity is not None:
+        answer = CommitResult(revision=revision, changed=False, statuses=b"")
+        remember_answers(connection, [(identity, answer)], now_us=now_us)
+    return revision
 
 
 def expires_streams(connection: sqlite3.Connection) -> bool:

@@ -348,15 +348,16 @@ class SqliteStore(Store):
 
     async def discard_session(
         self, session_id: str, *, source_number: int, identity: RequestIdentity | None = None
-    ) -> None:
+    ) -> int:
         """See Store."""
-        await self._detached(self._discard_session(session_id, source_number, identity))
+        return await self._detached(self._discard_session(session_id, source_number, identity))
 
     async def _discard_session(
         self, session_id: str, source_number: int, identity: RequestIdentity | None
-    ) -> None:
-        await self._write(sessions.discard_session, session_id, source_number, identity)
+    ) -> int:
+        revision = await self._write(sessions.discard_session, session_id, source_number, identity)
         await self._staging.discard([session_id])
+        return revision
 
     async def expire_sessions(self, *, now_us: int) -> int:
         """See Store."""
