@@ -9,7 +9,9 @@ import syncline
 from support.proxy import Proxy
 from support.waiting import until
 
-OPTIONS = syncline.FeedOptions(reconnect=syncline.RetryPolicy(attempts=None, first_seconds=0.02, max_seconds=0.1))
+OPTIONS = syncline.FeedOptions(
+    reconnect=syncline.RetryPolicy(attempts=None, first_seconds=0.02, max_seconds=0.1)
+)
 
 
 @pytest.fixture
@@ -133,7 +135,9 @@ async def test_t39_g16_a_late_commit_of_an_earlier_attempt(server, client, far, 
 
 @pytest.mark.parametrize("mode", ["stream", "accrue"])
 @pytest.mark.parametrize("cut_after", [1, 2])
-async def test_t41_g05_calls_repeated_on_reconnect_are_applied_once(server, client, far, proxy, mode, cut_after):
+async def test_t41_g05_calls_repeated_on_reconnect_are_applied_once(
+    server, client, far, proxy, mode, cut_after
+):
     """T41: under APPEND a call that is applied twice shows. Every connection carries only so many answers."""
     await client.create_dataset("events", identity=syncline.append())
     session = await far.dataset("events").open_session(mode)

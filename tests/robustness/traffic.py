@@ -69,7 +69,9 @@ class Traffic:
             while self.copy.revision < head:
                 self._see_that_all_live()
                 await asyncio.sleep(0.02)
-        final = {record.record_id: (record.revision, record.data["op"]) async for record in self.things.records()}
+        final = {
+            record.record_id: (record.revision, record.data["op"]) async for record in self.things.records()
+        }
         info = await self.client.get_dataset(self.things.dataset)
         assert check(self.history, final, info.revision) == []
         assert self.revisions_of_copy() == {key: revision for key, (revision, _) in final.items()}

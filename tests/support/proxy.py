@@ -47,7 +47,7 @@ class Proxy:
         """A proxy to ``HOST:PORT`` on a port of its own."""
         proxy = cls(target)
         listener = await asyncio.start_server(proxy._accept, "127.0.0.1", 0)
-        proxy.address = "127.0.0.1:{}".format(listener.sockets[0].getsockname()[1])
+        proxy.address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         try:
             yield proxy
         finally:

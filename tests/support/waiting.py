@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], object] | Callable[[], Awaitable[object]], *, seconds: float = 20.0) -> None:
+async def until(
+    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, seconds: float = 20.0
+) -> None:
     """Wait until the condition, a function or coroutine function, holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
