@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
+
 from syncline_server.catalog.catalog import Catalog
 from syncline_server.clock import SystemClock
 from syncline_server.errors import OutOfRange, PermissionDenied
