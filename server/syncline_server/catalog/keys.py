@@ -68,6 +68,7 @@ class NewKey:
 class _Entry:
     key: Key | None
     """None: there is no such key."""
+    principal: Principal | None
     fresh_until: float
 
 
@@ -123,19 +124,22 @@ class Keys:
 
     async def authenticate(self, secret: str) -> Principal:
         """Find who calls. Raises Unauthenticated(KEY_INVALID)."""
-        key_id = key_id_of(secret)
-        if key_id is None:
-            raise Unauthenticated("KEY_INVALID", "this is not a complete key: check that it was copied whole")
-        entry = self._cache.get(key_id)
+        shape = _SHAPE.fullmatch(secret)
+        entry = None if shape is None else self._cache.get(shape[1])
         if entry is None or self._clock.monotonic() >= entry.fresh_until:
+            key_id = key_id_of(secret)  # with its checksum, which costs more than a look at what is known
+            if key_id is None:
+                raise Unauthenticated(
+                    "KEY_INVALID", "this is not a complete key: check that it was copied whole"
+                )
             entry = await self._read(key_id)
         key = entry.key
         matches = hmac.compare_digest(hash_secret(secret), _NO_HASH if key is None else key.secret_hash)
         now_us = self._clock.now_us()
         if key is None or not matches or (key.expire_time_us is not None and key.expire_time_us <= now_us):
             raise Unauthenticated("KEY_INVALID", "this key is unknown, expired or revoked")
-        self._last_used_us[key_id] = now_us
-        return principal_of(key)
+        self._last_used_us[key.key_id] = now_us
+        return entry.principal or principal_of(key)
 
     async def _read(self, key_id: str) -> _Entry:
         forgotten = self._forgotten
@@ -143,7 +147,8 @@ class Keys:
             key = await self._store.get_key(key_id)
         except NotFound:
             key = None
-        entry = _Entry(key, self._clock.monotonic() + MAX_AGE_SECONDS)
+        principal = None if key is None else principal_of(key)
+        entry = _Entry(key, principal, self._clock.monotonic() + MAX_AGE_SECONDS)
         if forgotten == self._forgotten:
             self._cache[key_id] = entry
             self._cache.move_to_end(key_id)

@@ -22,6 +22,13 @@ MAX_GROUP_BYTES: Final = 8 << 20
 """A group is held in memory by the store's thread and delays the first in it by its whole length."""
 RETRY_AFTER_SECONDS: Final = 0.2
 
+GATHER_SECONDS: Final = 0.001
+GATHER_ROUNDS: Final = 4
+GATHER_BELOW_BYTES: Final = 64 << 10
+"""While many callers write a little each, a group costs 0.6 ms of processor time whatever its size (pages, sync,
+hand-overs between threads) and 0.05 ms for each commit in it. So the queue may gather as long as it grows, up to
+``GATHER_ROUNDS`` times ``GATHER_SECONDS``. A lone caller, and whoever brings much at once, waits for nothing."""
+
 GroupObserver = Callable[[Sequence[Commit], GroupResult], None]
 
 _Entry = tuple[Commit, "asyncio.Future[CommitResult]"]
@@ -44,6 +51,7 @@ class Committer:
         self._observe = observe
         self._queue: deque[_Entry] = deque()
         self._queued_bytes = 0
+        self._last_group = 1
         self._wake = asyncio.Event()
         self._closed = True
 
@@ -101,9 +109,26 @@ class Committer:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
+            await self._gather()
             group = self._take_group()
             if group:
+                self._last_group = len(group)
                 await self._write(group)
+
+    async def _gather(self) -> None:
+        """Let the queue grow, when there are others who will add to it."""
+        for _ in range(GATHER_ROUNDS):
+            waiting = len(self._queue)
+            if (
+                max(waiting, self._last_group) == 1
+                or waiting >= MAX_GROUP_COMMITS
+                or self._queued_bytes >= GATHER_BELOW_BYTES
+                or self._closed
+            ):
+                return
+            await asyncio.sleep(GATHER_SECONDS)
+            if len(self._queue) == waiting:
+                return
 
     def _take_group(self) -> list[_Entry]:
         group: list[_Entry] = []
