@@ -1,7 +1,6 @@
 """T01, T110: the server is ended under load, again and again; nothing acknowledged is lost, nothing is doubled."""
 
 import asyncio
-import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -12,15 +11,6 @@ from robustness.traffic import Traffic
 from support.server_process import ServerProcess
 
 CYCLES = 20
-
-
-@pytest.fixture
-def seed(record_property):
-    """Of this run; SYNCLINE_TEST_SEED repeats one."""
-    seed = int(os.environ.get("SYNCLINE_TEST_SEED") or random.randrange(1 << 32))
-    record_property("seed", seed)
-    print(f"SYNCLINE_TEST_SEED={seed}")
-    return seed
 
 
 async def run_cycles(

@@ -3,8 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import syncline
 from robustness.history import History, Operation, check
@@ -29,9 +29,18 @@ class Traffic:
     @classmethod
     @asynccontextmanager
     async def on(
-        cls, client: syncline.Client, *, seed: int, writers: int = 4, keys: Sequence[str] = KEYS
+        cls,
+        client: syncline.Client,
+        *,
+        seed: int,
+        writers: int = 4,
+        sessions: int = 0,
+        keys: Sequence[str] = KEYS,
     ) -> AsyncIterator["Traffic"]:
-        """Make the dataset and begin; on leaving stop. ``finish`` judges."""
+        """Make the dataset and begin; on leaving stop. ``finish`` judges.
+
+        ``sessions``: writers that work by accrue sessions, each of a source of its own.
+        """
         await client.create_dataset("things", identity=syncline.by_key("id"))
         traffic = cls(client)
         traffic.following = asyncio.create_task(traffic._follow(), name="subscriber")
@@ -39,6 +48,10 @@ class Traffic:
             asyncio.create_task(traffic._write(random.Random(seed + n), keys), name=f"writer {n}")
             for n in range(writers)
         ]
+        for n in range(sessions):
+            await client.create_source("things", f"feed-{n}")
+            work = traffic._write_sessions(random.Random(seed - n - 1), keys, f"feed-{n}")
+            traffic._writers.append(asyncio.create_task(work, name=f"session writer {n}"))
         try:
             yield traffic
         finally:
@@ -64,7 +77,9 @@ class Traffic:
         """Stop, wait for the subscriber, and hold everything against the guarantees. Returns the dump."""
         await self.stop_writing()
         last = self.history.invoke(("last",), delete=False, now=time.monotonic())
-        head = (await self.things.push([{"id": "last", "op": last.number}])).revision
+        with noting(last):
+            last.revision = head = (await self.things.push([{"id": "last", "op": last.number}])).revision
+            last.changed = True
         async with asyncio.timeout(CATCH_UP_SECONDS):
             while self.copy.revision < head:
                 self._see_that_all_live()
@@ -92,6 +107,10 @@ class Traffic:
         while not self._stop.is_set():
             await write_once(self.things, self.history, rng, keys)
 
+    async def _write_sessions(self, rng: random.Random, keys: Sequence[str], source: str) -> None:
+        while not self._stop.is_set():
+            await accrue_once(self.things, self.history, rng, keys, source)
+
     async def _follow(self) -> None:
         async with self.things.changes() as stream:
             async for event in stream:
@@ -113,19 +132,44 @@ async def write_once(
     chosen = tuple(rng.sample(keys, rng.randint(1, min(6, len(keys)))))
     delete = rng.random() < 0.25
     operation = history.invoke(chosen, delete=delete, now=time.monotonic())
-    try:
+    with noting(operation):
         if delete:
             result = await dataset.delete([{"id": key} for key in chosen])
         else:
             pad = "x" * rng.randint(0, 400)
             result = await dataset.push([{"id": key, "op": operation.number, "pad": pad} for key in chosen])
+        operation.revision = result.revision
+        operation.changed = any(one.status in CHANGED for one in result.results)
+    return operation
+
+
+async def accrue_once(
+    dataset: syncline.Dataset, history: History, rng: random.Random, keys: Sequence[str], source: str
+) -> Operation:
+    """Upsert a few keys in an accrue session of three calls, and note what came of it."""
+    chosen = tuple(rng.sample(keys, 6))
+    operation = history.invoke(chosen, delete=False, now=time.monotonic())
+    with noting(operation):
+        async with dataset.session("accrue", source=source) as session:
+            for start in range(0, 6, 2):
+                await session.upsert(
+                    [{"id": key, "op": operation.number} for key in chosen[start : start + 2]]
+                )
+        assert session.result is not None
+        operation.revision = session.result.revision
+        operation.changed = session.result.created + session.result.updated > 0
+    return operation
+
+
+@contextmanager
+def noting(operation: Operation) -> Iterator[None]:
+    """Note the outcome of what the block does, by the three that there are (G4)."""
+    try:
+        yield
     except syncline.OutcomeUnknown:
-        return operation  # and stays unknown
+        return  # and stays unknown
     except syncline.Rejected:
         operation.outcome = "rejected"
-        return operation
+        return
     operation.returned = time.monotonic()
     operation.outcome = "ok"
-    operation.revision = result.revision
-    operation.changed = any(one.status in CHANGED for one in result.results)
-    return operation
