@@ -1,6 +1,7 @@
 """The server dies at a chosen place; what it acknowledged is there, what it did not is there whole or not at all."""
 
 import asyncio
+import random
 import signal
 
 import pytest
@@ -49,6 +50,29 @@ async def test_t02_g02_killed_at_a_named_place(make_server, seed, place):
             await traffic.finish()
             if place != "purge":
                 assert traffic.history.resets == []
+        await server.stop()
+        assert server.fsck() == []
+        assert staged_files(server) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_t02_g02_killed_at_named_places_again_and_again(make_server, seed):
+    """T02: any place, any of its first visits, forty times over the same data."""
+    rng = random.Random(seed)
+    places = sorted(PLACES.keys() - {"purge", "reclaim"})
+    async with make_server() as server, server.client() as client:
+        async with Traffic.on(client, seed=seed, sessions=2) as traffic:
+            for _ in range(40):
+                await server.stop()
+                place = rng.choice(places)
+                visit = rng.randint(1, 3) if place.startswith("checkpoint") else rng.randint(2, 20)
+                await server.start(env={VARIABLE: f"{place}=kill@{visit}"})
+                assert await server.wait(60.0) == -signal.SIGKILL
+                await server.start()
+                await traffic.acknowledged(20)
+            await traffic.finish()
+            assert traffic.history.resets == []
         await server.stop()
         assert server.fsck() == []
         assert staged_files(server) == []
