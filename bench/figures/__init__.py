@@ -7,6 +7,7 @@ from bench.measure import Measurement
 
 ALL: Mapping[str, Measurement] = {
     "push_bulk": push.measure_bulk,
+    "push_bulk_shuffled": push.measure_bulk_shuffled,
     "push_single": push.measure_single,
     "sync_cold": sync.measure_cold,
     "live": live.measure_latency,
