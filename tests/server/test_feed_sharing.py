@@ -291,3 +291,18 @@ async def test_t63_t54_hand_off_between_store_and_ring(house, seed):
             await asyncio.gather(writer, *map(read, copies))
         for copy in copies:
             await home.assert_equal(copy)
+
+
+async def test_f4_the_store_reads_ahead_while_a_page_is_sent_and_then_stops(house):
+    """The page after the one that is sent, and no further before that one is taken."""
+    async with house(page_changes=10) as home:
+        await home.write(rows(*range(500)))
+        async with home.subscribe() as messages:
+            await anext(messages)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert home.store.reads == 2
+            await anext(messages)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert home.store.reads == 4

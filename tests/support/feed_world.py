@@ -7,7 +7,7 @@ from dataclasses import replace
 from support.feed_encoder import Copy, LineEncoder
 from support.feed_store import Table
 from syncline_server.feed import tokens
-from syncline_server.feed.channel import judge_page
+from syncline_server.feed.channel import frame_of, judge_page
 from syncline_server.feed.frames import FrameMaker
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, Ring
@@ -134,7 +134,7 @@ class World:
         return frame
 
     def judge(self, start, page):
-        return judge_page(self.maker, start, page, self.histories)
+        return frame_of(self.maker, start, page, judge_page(self.maker, start, page, self.histories))
 
     def reach_the_head(self, follower):
         """Whatever happened before, a bounded number of messages makes the copy exact."""

@@ -12,7 +12,7 @@ from syncline_server.feed.ring import FrameCache, Ring
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.tokens import Position
 from syncline_server.metrics import Metrics
-from syncline_server.model import Appended, Page
+from syncline_server.model import Appended, Page, ResetReason
 from syncline_server.store.abc import Store
 
 _WAKE_AT_ONCE: Final = 256
@@ -44,6 +44,8 @@ class Channel:
         self._dataset_number = dataset_number
         self._metrics = metrics
         self._reads: dict[Position | None, asyncio.Task[Frame]] = {}
+        self._demanded: set[Position | None] = set()
+        """Positions from which a subscriber has asked to go on, until their page has been read."""
         self._tasks: set[asyncio.Task[Frame]] = set()
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._to_wake: deque[asyncio.Future[None]] = deque()
@@ -69,6 +71,7 @@ class Channel:
         self.ring.clear()
         self.shared.clear()
         self._reads.clear()
+        self._demanded.clear()
         for progress in self.followers:
             progress.doubt()
         self.wake()
@@ -113,21 +116,23 @@ class Channel:
 
     def start_read(self, progress: Progress) -> asyncio.Task[Frame]:
         """Begin to read what follows, or join a read that is under way from the same position."""
-        return self._reads.get(progress.position) or self._begin(progress)
+        self._demanded.add(progress.position)
+        return self._reads.get(progress.position) or self._begin(
+            progress.position, progress.page_changes, progress.page_bytes
+        )
 
     async def finish_read(self, progress: Progress, task: asyncio.Task[Frame]) -> Frame:
         """Frame of a read. Raises NotFound(DATASET_NOT_FOUND) and the store's troubles."""
         frame = await asyncio.shield(task)
         if frame.head.revision < progress.floor_revision:
             # It was begun before this subscriber came; one begun now sees what the subscriber may have seen.
-            frame = await asyncio.shield(self._begin(progress))
+            frame = await asyncio.shield(
+                self._begin(progress.position, progress.page_changes, progress.page_bytes)
+            )
         return frame
 
-    def _begin(self, progress: Progress) -> asyncio.Task[Frame]:
-        position = progress.position
-        task = asyncio.get_running_loop().create_task(
-            self._read(position, progress.page_changes, progress.page_bytes)
-        )
+    def _begin(self, position: Position | None, max_changes: int, max_bytes: int) -> asyncio.Task[Frame]:
+        task = asyncio.get_running_loop().create_task(self._read(position, max_changes, max_bytes))
         self._reads[position] = task
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._end(position, done))
@@ -149,7 +154,16 @@ class Channel:
             # Nothing was heard meanwhile, so the page knows better, also when it knows of less.
             self.known_revision = page.head.revision
         self._metrics.ring_misses.inc()
-        frame = judge_page(self.maker, start, page, self._store.info.histories)
+        reason = judge_page(self.maker, start, page, self._store.info.histories)
+        demanded = start in self._demanded
+        self._demanded.discard(start)
+        if demanded and reason is None and not page.complete and self.shared.keeps:
+            # The store's thread reads the next page while this one is encoded and sent. One page, no further:
+            # that one begins the next only when a subscriber has asked for it.
+            following = tokens.advance(start, page, self.maker.origin)
+            if following not in self._reads and self.shared.get(following) is None:
+                self._begin(following, max_changes, max_bytes)
+        frame = frame_of(self.maker, start, page, reason)
         if frame.reset is None and frame.start != frame.end:
             self.shared.add(frame)
         if self.ring.head is None:
@@ -177,16 +191,23 @@ async def read_page(
     )
 
 
-def judge_page(maker: FrameMaker, start: Position | None, page: Page, histories: Collection[bytes]) -> Frame:
+def judge_page(
+    maker: FrameMaker, start: Position | None, page: Page, histories: Collection[bytes]
+) -> ResetReason | None:
+    """Whether a copy at ``start`` can be continued with this page; if not, why."""
+    if start is None:
+        return None
+    return tokens.judge(
+        start,
+        origin=maker.origin,
+        histories=histories,
+        head=page.head,
+        seen_commit_id=page.seen_commit_id,
+    )
+
+
+def frame_of(maker: FrameMaker, start: Position | None, page: Page, reason: ResetReason | None) -> Frame:
     """Frame of a page, or of the reset that it calls for."""
-    if start is not None:
-        reason = tokens.judge(
-            start,
-            origin=maker.origin,
-            histories=histories,
-            head=page.head,
-            seen_commit_id=page.seen_commit_id,
-        )
-        if reason is not None:
-            return maker.reset(start, reason, page.head)
+    if start is not None and reason is not None:
+        return maker.reset(start, reason, page.head)
     return maker.page(start, page)

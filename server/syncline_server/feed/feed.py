@@ -10,7 +10,7 @@ from syncline_server.clock import Clock
 from syncline_server.errors import NotFound, SynclineError, Unavailable
 from syncline_server.feed import tokens
 from syncline_server.feed.abc import EventEncoder
-from syncline_server.feed.channel import Channel, judge_page, read_page
+from syncline_server.feed.channel import Channel, frame_of, judge_page, read_page
 from syncline_server.feed.frames import FrameMaker
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.settings import FeedSettings
@@ -102,7 +102,8 @@ class Feed:
                 max_changes=min(page_size or limit, limit),
                 max_bytes=self._settings.page_bytes,
             )
-            frames.append(judge_page(maker, start, page, self._store.info.histories))
+            reason = judge_page(maker, start, page, self._store.info.histories)
+            frames.append(frame_of(maker, start, page, reason))
             start = frames[-1].end
             if channel := self._channels.get(dataset.number):
                 channel.hear(page.head.revision)

@@ -16,6 +16,8 @@ class FrameCache:
         self._frames: dict[Position | None, Frame] = {}
         self._max_bytes = max_bytes
         self._max_frames = max_frames
+        self.keeps = max_bytes > 0
+        """Whether it keeps anything at all."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
