@@ -167,17 +167,20 @@ class Caller:
     ) -> Any:
         """Go on after ``failure``, or without one make the next attempt at once."""
         attempts = 1
+        doubt: SynclineError | None = None  # an earlier attempt that may have had its effect
         while True:
             pause = 0.0
             if failure is not None:
+                if write and isinstance(failure, errors.OutcomeUnknown):
+                    doubt = failure
                 if not _may_repeat(failure, write=write):
-                    raise failure
+                    raise _in_doubt(failure, doubt)
                 pause = max(policy.pause_seconds(attempts), failure.retry_after_seconds or 0.0)
                 limit = None if self._answered else policy.attempts
                 exhausted = limit is not None and attempts >= limit
                 if exhausted or _now() + pause >= deadline:
                     failure.add_note(f"gave up after {attempts} attempts")
-                    raise failure
+                    raise _in_doubt(failure, doubt)
                 LOG.debug("attempt %d failed, next in %.3f s: %s", attempts, pause, failure.message)
                 await asyncio.sleep(pause)
             remaining = max(deadline - _now(), 0.001)
@@ -253,6 +256,19 @@ def _may_repeat(failure: SynclineError, *, write: bool) -> bool:
         return failure.retry_after_seconds is not None
     # Refused because the settings changed between check and commit; with a revision it was carried out.
     return failure.reason == "DATASET_CHANGED" and "revision" not in failure.metadata
+
+
+def _in_doubt(failure: SynclineError, doubt: SynclineError | None) -> SynclineError:
+    """What to raise for a write's last failure, where an earlier attempt may have had its effect.
+
+    These refusals are made before the server looks for what the earlier attempt did, and say nothing about it.
+    """
+    before_looking = errors.Overloaded | errors.NotAuthenticated | errors.PermissionDenied
+    if doubt is None or not isinstance(failure, before_looking) or isinstance(failure, errors.SessionInvalid):
+        return failure
+    doubt.add_note(f"a later attempt was refused: {failure.message}")
+    doubt.__cause__ = failure
+    return doubt
 
 
 def _share(remaining_seconds: float, policy: RetryPolicy) -> float:

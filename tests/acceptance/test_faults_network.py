@@ -84,6 +84,39 @@ async def test_t24_g05_a_late_retry_does_not_undo_a_newer_write(server, client, 
     assert await revision_of(client) == 2
 
 
+async def test_g04_a_refused_retry_does_not_deny_the_first_attempt(server, client, proxy):
+    """G4: done, its answer lost, and the retry refused at the door: the outcome is unknown, not "rejected"."""
+    await client.create_dataset("things", identity=syncline.by_key("id"))
+    key = await client.create_key("push", dataset="things", source="default")
+    async with syncline.connect(proxy.address, key=key.secret) as far:
+        await far.server_info()
+        proxy.hold("answers")
+        pushing = asyncio.create_task(far.dataset("things").push([{"id": "a", "v": 1}]))
+        await until(lambda: revision_of(client))
+        await client.delete_key(key.key_id)
+        await proxy.cut()
+        await proxy.release()
+        with pytest.raises(syncline.OutcomeUnknown) as unknown:
+            await pushing
+        assert isinstance(unknown.value.__cause__, syncline.NotAuthenticated)
+        with pytest.raises(syncline.NotAuthenticated):
+            await far.dataset("things").push([{"id": "b", "v": 1}])
+    assert await values(client.dataset("things")) == {"a": 1}
+
+
+async def test_g05_a_retry_is_answered_also_by_a_source_that_was_switched_off(server, client, far, proxy):
+    """G5: what it did stays done, so the first answer is the true one."""
+    await client.create_dataset("things", identity=syncline.by_key("id"))
+    await far.server_info()
+    proxy.hold("answers")
+    pushing = asyncio.create_task(far.dataset("things").push([{"id": "a", "v": 1}]))
+    await until(lambda: revision_of(client))
+    await client.update_source("things", "default", disabled=True)
+    await proxy.cut()
+    await proxy.release()
+    assert (await pushing).revision == 1
+
+
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("mode", ["accrue", "replace"])
 async def test_t38_g05_the_lost_answer_of_a_commit(server, client, far, proxy, mode, restart):
