@@ -32,6 +32,9 @@ class History:
     checkpoints: list[tuple[int, int]] = field(default_factory=list)
     """(revision, number of events seen before it)."""
     resets: list[str] = field(default_factory=list)
+    """Reasons."""
+    restarts: list[int] = field(default_factory=list)
+    """Number of events seen before each reset: what follows is a new copy, from its beginning."""
 
     def invoke(self, keys: tuple[str, ...], *, delete: bool, now: float) -> Operation:
         operation = Operation(number=len(self.operations) + 1, keys=keys, delete=delete, invoked=now)
@@ -127,6 +130,7 @@ def at_most_one_effect(history, final):
 def events_in_order(history):
     """G3, G8: what a subscriber sees never goes back, and no event follows a checkpoint that covered it."""
     newest_of_key = defaultdict(int)
+    restarts = set(history.restarts)
     covered = iter([*history.checkpoints, (0, len(history.events))])
     checkpoint, position = 0, 0
     revision_before, (revision_next, position) = 0, next(covered)
@@ -134,6 +138,9 @@ def events_in_order(history):
         while index >= position:
             checkpoint = revision_next
             revision_next, position = next(covered)
+        if index in restarts:
+            newest_of_key.clear()
+            checkpoint = revision_before = 0
         if revision <= checkpoint:
             yield f"event of revision {revision} came after the checkpoint at {checkpoint}"
         if revision < revision_before:

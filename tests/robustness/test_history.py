@@ -102,3 +102,17 @@ def test_catches_an_event_behind_its_checkpoint():
 
 def test_catches_a_checkpoint_that_goes_back():
     assert "checkpoint 1 after 4" in faults_after(lambda h, f: h.checkpoints.append((1, 5)))
+
+
+def test_a_reset_begins_a_new_copy():
+    def plant(history, final):
+        history.events += [("put", "a", 2, 2), ("put", "c", 3, 3)]
+        history.checkpoints.append((4, 7))
+
+    assert "came after the checkpoint at 4" in faults_after(plant)
+
+    def plant_with_reset(history, final):
+        plant(history, final)
+        history.restarts.append(5)
+
+    assert faults_after(plant_with_reset) == ""

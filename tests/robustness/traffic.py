@@ -125,7 +125,8 @@ class Traffic:
                 elif isinstance(event, syncline.Checkpoint):
                     self.history.checkpoints.append((event.revision, len(self.history.events)))
                 elif isinstance(event, syncline.Reset):
-                    self.history.resets.append(str(event.reason))
+                    self.history.resets.append(event.reason.name)
+                    self.history.restarts.append(len(self.history.events))
 
 
 async def write_once(
