@@ -43,6 +43,7 @@ _BY_REASON: Final[Mapping[str, type[SynclineError]]] = {
     "MASS_DELETE": errors.MassDeleteRefused,
     "CONDITION_FAILED": errors.ConditionFailed,
     "ETAG_MISMATCH": errors.EtagMismatch,
+    "SESSION_CONFLICT": errors.SessionConflict,
 }
 _HINTS: Final[Mapping[str, str]] = {
     "LIMIT_EXCEEDED": "load() and sessions split their rows by themselves",

@@ -28,6 +28,7 @@ _IDENTITY_KINDS: Final[Mapping[int, Literal["key", "content", "append"]]] = {
 _SCOPES: Final[Mapping[int, models.Scope]] = {1: "shared", 2: "per_source"}
 _ROLES: Final[Mapping[int, models.Role]] = {1: "admin", 2: "push", 3: "read"}
 _MODES: Final[Mapping[int, models.SessionMode]] = {1: "stream", 2: "accrue", 3: "replace"}
+_CONFLICT_POLICIES: Final[Mapping[int, models.ConflictPolicy]] = {1: "overwrite", 2: "keep_newer", 3: "abort"}
 
 
 def _number(table: Mapping[int, str], value: str, what: str) -> Any:
@@ -77,6 +78,11 @@ def role_number(role: models.Role) -> Any:
 def mode_number(mode: models.SessionMode) -> Any:
     """The number of a session mode. Raises ValueError."""
     return _number(_MODES, mode, "mode")
+
+
+def conflict_policy_number(policy: models.ConflictPolicy) -> Any:
+    """The number of a conflict policy. Raises ValueError."""
+    return _number(_CONFLICT_POLICIES, policy, "on_conflict")
 
 
 def from_identity(identity: models.Identity) -> dataset_pb2.Identity:
@@ -193,6 +199,8 @@ def to_session(message: session_pb2.Session) -> models.SessionInfo:
         allow_mass_delete=message.allow_mass_delete,
         create_time=_required_time(message, "create_time"),
         expire_time=to_time(message, "expire_time"),
+        conflict_policy=_CONFLICT_POLICIES.get(message.conflict_policy, "overwrite"),
+        base_revision=message.base_revision,
     )
 
 

@@ -12,7 +12,16 @@ from syncline._load import Loader
 from syncline._wire import to_dataset, to_record, to_violations
 from syncline.events import Record, SyncPage
 from syncline.feed import DEFAULT_OPTIONS, ChangeFeed, FeedOptions, sync_all, sync_page
-from syncline.models import DatasetInfo, IfAbsent, IfRevision, LoadResult, PushResult, Results, SessionMode
+from syncline.models import (
+    ConflictPolicy,
+    DatasetInfo,
+    IfAbsent,
+    IfRevision,
+    LoadResult,
+    PushResult,
+    Results,
+    SessionMode,
+)
 from syncline.names import dataset_name, source_name
 from syncline.session import Session, SessionBlock
 from syncline.v1.catalog_service_pb2 import GetDatasetRequest
@@ -204,6 +213,7 @@ class Dataset(Generic[T]):
         source: str = DEFAULT_SOURCE,
         allow_mass_delete: bool = False,
         idle_timeout: timedelta | None = None,
+        on_conflict: ConflictPolicy = "overwrite",
     ) -> SessionBlock[T]:
         """Open a session for the length of an ``async with`` block: commit on leaving, rollback on error.
 
@@ -211,10 +221,18 @@ class Dataset(Generic[T]):
         the source holds exactly what was upserted. A commit that would delete more than the guard of the server
         allows raises MassDeleteRefused, unless ``allow_mass_delete``. Opening a session rolls back the one that
         the source has open.
+
+        ``on_conflict`` says what the commit does to records that anybody changed or deleted since the session was
+        opened, and that it would change: ``overwrite`` them, ``keep_newer`` leaves them as they are and counts them
+        as ``kept``, ``abort`` raises SessionConflict. Stream sessions only overwrite.
         """
         return SessionBlock(
             lambda: self.open_session(
-                mode, source=source, allow_mass_delete=allow_mass_delete, idle_timeout=idle_timeout
+                mode,
+                source=source,
+                allow_mass_delete=allow_mass_delete,
+                idle_timeout=idle_timeout,
+                on_conflict=on_conflict,
             )
         )
 
@@ -225,6 +243,7 @@ class Dataset(Generic[T]):
         source: str = DEFAULT_SOURCE,
         allow_mass_delete: bool = False,
         idle_timeout: timedelta | None = None,
+        on_conflict: ConflictPolicy = "overwrite",
     ) -> Session[T]:
         """The same without a block: end it with ``close``. Raises as push, and Overloaded(TOO_MANY_SESSIONS)."""
         return await Session.open(
@@ -234,6 +253,7 @@ class Dataset(Generic[T]):
             mode=mode,
             allow_mass_delete=allow_mass_delete,
             idle_timeout=idle_timeout,
+            on_conflict=on_conflict,
         )
 
     def attach_session(self, session_id: str, *, source: str = DEFAULT_SOURCE) -> Session[T]:

@@ -21,6 +21,7 @@
      |    +-- Aborted                  somebody was faster: DATASET_CHANGED
      |    |    +-- ConditionFailed     CONDITION_FAILED: violations
      |    |    +-- EtagMismatch        ETAG_MISMATCH
+     |    |    +-- SessionConflict     SESSION_CONFLICT
      |    +-- OutOfRange               SEQUENCE_GAP
      |    +-- Overloaded               OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS
      |    +-- NotOffered               NOT_OFFERED, and methods that the server does not know
@@ -160,6 +161,10 @@ class ConditionFailed(Aborted):
 
 class EtagMismatch(Aborted):
     """The settings were changed since they were read."""
+
+
+class SessionConflict(Aborted):
+    """Records that the commit would change were changed since the session was opened; it is still open."""
 
 
 class OutOfRange(Rejected):

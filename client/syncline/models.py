@@ -21,6 +21,9 @@ Role = Literal["admin", "push", "read"]
 SessionMode = Literal["stream", "accrue", "replace"]
 """How a session shows what is written in it."""
 
+ConflictPolicy = Literal["overwrite", "keep_newer", "abort"]
+"""What a session's commit does to records that were changed since it was opened."""
+
 Key = KeyValue | tuple[KeyValue, ...]
 """A key: its value, or the tuple of its values when it has several fields."""
 
@@ -334,6 +337,8 @@ class SessionResult:
     updated: int
     unchanged: int
     deleted: int
+    kept: int = 0
+    """Records left as they are because they were changed since the session was opened (``keep_newer``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,3 +355,6 @@ class SessionInfo:
     create_time: datetime
     expire_time: datetime | None
     """When it will be rolled back if nothing more is written."""
+    conflict_policy: ConflictPolicy = "overwrite"
+    base_revision: int = 0
+    """The dataset's newest revision when it was opened."""

@@ -24,7 +24,7 @@ from syncline._call import (
 from syncline._convert import Codec
 from syncline._load import encoded_batches
 from syncline.errors import Rejected, SessionBroken
-from syncline.models import PushResult, Results, SessionInfo, SessionMode, SessionResult
+from syncline.models import ConflictPolicy, PushResult, Results, SessionInfo, SessionMode, SessionResult
 from syncline.v1 import session_service_pb2 as wire
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Session(Generic[T]):
         mode: SessionMode,
         allow_mass_delete: bool,
         idle_timeout: timedelta | None,
+        on_conflict: ConflictPolicy,
     ) -> Self:
         """Open a session. Raises as Dataset.push, and Overloaded(TOO_MANY_SESSIONS)."""
         request = wire.OpenSessionRequest(
@@ -89,6 +90,7 @@ class Session(Generic[T]):
             mode=_wire.mode_number(mode),
             allow_mass_delete=allow_mass_delete,
             idle_timeout=None if idle_timeout is None else _wire.to_duration(idle_timeout),
+            conflict_policy=_wire.conflict_policy_number(on_conflict),
         )
         response = await connection.caller.write(connection.sessions.OpenSession, request)
         return cls(connection, codec, source, response.session.session_id, mode=mode, calls=0)
@@ -145,7 +147,10 @@ class Session(Generic[T]):
         return _wire.to_session(response.session)
 
     async def preview(self) -> SessionResult:
-        """What a commit would do now, without doing it. Raises MassDeleteRefused where the commit would."""
+        """What a commit would do now, without doing it.
+
+        Raises MassDeleteRefused and SessionConflict where the commit would.
+        """
         async with self._turn:
             calls = (await self.info()).calls if self._calls is None else self._calls
             return await self._end(commit=True, calls=calls, validate_only=True)
@@ -155,8 +160,8 @@ class Session(Generic[T]):
 
         ``calls`` is how many calls must have been accepted for a commit: those made here, unless the session is
         attached; then it must be given, so that the rest of a broken attempt is not committed by mistake.
-        Raises MassDeleteRefused and FailedPrecondition(SESSION_INCOMPLETE): the session is then still open and
-        can be rolled back.
+        Raises MassDeleteRefused, SessionConflict and FailedPrecondition(SESSION_INCOMPLETE): the session is then
+        still open and can be rolled back.
         """
         if not commit:
             self.result = await self._end(commit=False)
@@ -195,6 +200,7 @@ class Session(Generic[T]):
             updated=response.updated,
             unchanged=response.unchanged,
             deleted=response.deleted,
+            kept=response.kept,
         )
 
     async def _write(

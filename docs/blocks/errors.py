@@ -73,6 +73,10 @@ REASONS = {
         "An `if_revision` or `if_absent` did not hold; the details tell which.",
         "Read, decide, try again.",
     ),
+    "SESSION_CONFLICT": (
+        "Records that the commit would change were changed since the session was opened. The session stays open. Metadata: `conflicts`.",
+        "Roll back, read what is there, start over; or open with another conflict policy.",
+    ),
     "DATASET_CHANGED": ("The dataset's settings changed while the records were checked.", "Try again."),
     "SEQUENCE_GAP": (
         "A call of the session is missing before this one. Metadata: `expected`.",

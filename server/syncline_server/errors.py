@@ -11,7 +11,7 @@
      +-- AlreadyExists               DATASET_EXISTS, SOURCE_EXISTS
      +-- FailedPrecondition          SOURCE_DISABLED, REQUEST_ID_EXPIRED, IDENTITY_IN_USE,
      |                               IDENTITY_NOT_ADDRESSABLE, MASS_DELETE, SESSION_INCOMPLETE
-     +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED
+     +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED, SESSION_CONFLICT
      +-- OutOfRange                  SEQUENCE_GAP
      +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS
      +-- Unimplemented               NOT_OFFERED

@@ -76,6 +76,17 @@ class SessionMode(enum.IntEnum):
     REPLACE = 3
 
 
+class ConflictPolicy(enum.IntEnum):
+    """What a session's commit does to records changed since it was opened.
+
+    The numbers are those of ``syncline.v1.ConflictPolicy``.
+    """
+
+    OVERWRITE = 1
+    KEEP_NEWER = 2
+    ABORT = 3
+
+
 class ResetReason(enum.IntEnum):
     """Why a copy cannot be continued; the numbers are those of ``syncline.v1.Reset.Reason``."""
 
@@ -330,6 +341,8 @@ class CommitResult:
     updated: int = 0
     unchanged: int = 0
     deleted: int = 0
+    kept: int = 0
+    """Records that KEEP_NEWER left as they are; in none of the other counts."""
     calls: int = 0
     """Accepted calls of the stream session, this one included."""
 
@@ -405,6 +418,9 @@ class Session:
     active_time_us: int
     calls: int = 0
     records: int = 0
+    conflict_policy: ConflictPolicy = ConflictPolicy.OVERWRITE
+    base_revision: int = 0
+    """The dataset's newest revision when it was opened; the store sets it."""
 
     @property
     def expire_time_us(self) -> int | None:

@@ -279,3 +279,69 @@ async def test_iterators_are_streamed(things):
     assert report.revision == 0
     assert session.result.created == 5_000
     assert (await things.get("4999")).data["v"] == 19_999
+
+
+async def changed_meanwhile(things, policy):
+    """A replace session of 0 to 4 on top of 0 to 9, during which others change 0 and 9, delete 1, make 20."""
+    await things.push(ROWS, source="feed")
+    session = await things.open_session("replace", source="feed", on_conflict=policy, allow_mass_delete=True)
+    await session.upsert([{"id": f"{n}", "v": "new"} for n in range(5)])
+    await things.push([{"id": i, "v": "meanwhile"} for i in ("0", "9", "20")], source="feed")
+    await things.delete_ids(["1"], source="feed")
+    info = await session.info()
+    assert (info.conflict_policy, info.base_revision) == (policy, 1)
+    return session
+
+
+async def test_t36_g15_overwrite_makes_the_source_exact(things):
+    """T36, G15: the default; the last commit wins."""
+    session = await changed_meanwhile(things, "overwrite")
+    result = await session.close(commit=True)
+
+    assert (result.created, result.updated, result.deleted, result.kept) == (1, 4, 6, 0)
+    assert await values(things) == {f"{n}": "new" for n in range(5)}
+
+
+async def test_t36_keep_newer_leaves_what_others_changed(things):
+    """T36: changed and made records stay, a deleted one stays deleted."""
+    session = await changed_meanwhile(things, "keep_newer")
+    preview = await session.preview()
+    result = await session.close(commit=True)
+
+    assert result.revision == 4
+    assert (result.created, result.updated, result.unchanged, result.deleted, result.kept) == (0, 3, 0, 4, 4)
+    assert preview.kept == 4
+    assert await values(things) == {
+        "0": "meanwhile",
+        "9": "meanwhile",
+        "20": "meanwhile",
+        **dict.fromkeys("234", "new"),
+    }
+
+
+async def test_t36_abort_changes_nothing(things):
+    """T36: SessionConflict; the session stays open, and a new one without conflicts commits."""
+    session = await changed_meanwhile(things, "abort")
+    before = await values(things)
+    with pytest.raises(syncline.SessionConflict) as refused:
+        await session.preview()
+    with pytest.raises(syncline.SessionConflict):
+        await session.close(commit=True)
+
+    assert (refused.value.reason, dict(refused.value.metadata)) == ("SESSION_CONFLICT", {"conflicts": "4"})
+    assert await values(things) == before
+    assert (await session.info()).calls == 1
+    async with things.session("accrue", source="feed", on_conflict="abort") as again:
+        await again.upsert(ROWS)
+    assert again.result.kept == 0
+    assert (await values(things))["0"] == 0
+
+
+async def test_t36_stream_sessions_only_overwrite(things):
+    for policy in ("keep_newer", "abort"):
+        with pytest.raises(syncline.InvalidArgument) as refused:
+            await things.open_session("stream", source="feed", on_conflict=policy)
+        assert "conflict_policy" in refused.value.fields
+    with pytest.raises(ValueError, match="on_conflict is one of"):
+        await things.open_session("replace", source="feed", on_conflict="never")
+    assert await (await things.open_session("stream", source="feed", on_conflict="overwrite")).close()

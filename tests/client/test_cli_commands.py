@@ -84,12 +84,12 @@ class FakeDataset:
     async def close(self, *, commit):
         self.committed = commit
         return syncline.SessionResult(
-            revision=8, created=2 * commit, updated=0, unchanged=0, deleted=5 * commit
+            revision=8, created=2 * commit, updated=0, unchanged=0, deleted=5 * commit, kept=3 * commit
         )
 
     @contextlib.asynccontextmanager
-    async def session(self, mode, *, source, allow_mass_delete):
-        self.sessions.append(f"{mode} {source} {allow_mass_delete}")
+    async def session(self, mode, *, source, allow_mass_delete, on_conflict):
+        self.sessions.append(f"{mode} {source} {allow_mass_delete} {on_conflict}")
         yield self
 
     async def get_many(self, ids):
@@ -417,13 +417,24 @@ def test_push_session_commits_what_is_good(client, books_file, capsys):
         "--allow-mass-delete",
         "--source",
         "feed",
+        "--on-conflict",
+        "keep_newer",
     ]
 
     assert main(arguments) == ExitCode.OK
 
-    assert client.books.sessions == ["replace feed True"]
+    assert client.books.sessions == ["replace feed True keep_newer"]
     assert client.books.committed is True
-    assert "5 deleted; revision 8" in capsys.readouterr().out
+    assert "5 deleted, 3 kept as they are, changed meanwhile; revision 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("session", [[], ["--session", "stream"]])
+def test_push_on_conflict_needs_a_session_that_commits(client, books_file, session):
+    arguments = ["push", "books", books_file('{"n":1}\n'), "--on-conflict", "abort", *session]
+
+    assert main(arguments) == ExitCode.USAGE
+
+    assert client.books.pushed == []
 
 
 def test_g16_push_session_with_a_bad_record_is_rolled_back(client, books_file, capsys):
@@ -453,6 +464,7 @@ def test_push_for_programs(client, books_file, capsys):
         "updated": 0,
         "unchanged": 0,
         "deleted": 0,
+        "kept": 0,
         "superseded": 0,
         "written": 1,
         "revision": 7,

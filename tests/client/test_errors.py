@@ -32,6 +32,7 @@ from syncline import errors
         ("FAILED_PRECONDITION", "MASS_DELETE", syncline.MassDeleteRefused),
         ("FAILED_PRECONDITION", "SESSION_INCOMPLETE", syncline.FailedPrecondition),
         ("ABORTED", "ETAG_MISMATCH", syncline.EtagMismatch),
+        ("ABORTED", "SESSION_CONFLICT", syncline.SessionConflict),
         ("ABORTED", "CONDITION_FAILED", syncline.ConditionFailed),
         ("OUT_OF_RANGE", "SEQUENCE_GAP", syncline.OutOfRange),
         ("RESOURCE_EXHAUSTED", "STORE_FULL", syncline.Overloaded),

@@ -18,8 +18,8 @@ Dataset DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagM
 FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision InvalidArgument
 InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused NotAuthenticated NotFound NotOffered
 OutOfRange OutcomeUnknown Overloaded PermissionDenied PushResult Put Record RecordResult RecordStatus Rejected
-Reset ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionInfo
-SessionInvalid SessionResult SourceDisabled SourceInfo SyncPage SynclineError Tls TokenInvalid Unavailable
+Reset ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionConflict
+SessionInfo SessionInvalid SessionResult SourceDisabled SourceInfo SyncPage SynclineError Tls TokenInvalid Unavailable
 UnknownEvent Violation append by_content by_key connect key_of
 """.split()  # noqa: SIM905 - a list to read
 

@@ -15,6 +15,7 @@ from support.store_values import BACKENDS, DURABLE, Bench, HeldClock, deletes, r
 from syncline_server.errors import SynclineError
 from syncline_server.model import (
     Condition,
+    ConflictPolicy,
     Identity,
     IdentityKind,
     MassDeleteGuard,
@@ -115,13 +116,18 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: int) -> None:
         self.clock.pass_seconds(seconds)
 
-    @rule(target=names, who=WHO, mode=st.sampled_from(list(SessionMode)))
-    def open(self, who: int, mode: SessionMode) -> Any:
+    @rule(
+        target=names,
+        who=WHO,
+        mode=st.sampled_from(list(SessionMode)),
+        policy=st.sampled_from(list(ConflictPolicy)),
+    )
+    def open(self, who: int, mode: SessionMode, policy: ConflictPolicy) -> Any:
         self.count += 1
         name = f"s{self.count}"
 
         async def question(benches: list[Bench]) -> Any:
-            return (await benches[who].open(mode, session_id=name)).session_id
+            return await benches[who].open(mode, session_id=name, conflict_policy=policy)
 
         self.both(question)
         return multiple((who, name))

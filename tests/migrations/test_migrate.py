@@ -13,6 +13,7 @@ import pytest
 
 from support.store_values import Bench, SqliteBackend
 from syncline_server.clock import SystemClock
+from syncline_server.model import ConflictPolicy
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.migrate import Migration, load_migrations, pending
 from syncline_server.store.sqlite import admin, schema
@@ -39,7 +40,10 @@ def test_a_step_that_was_changed_is_refused() -> None:
 
 def test_released_steps_never_change() -> None:
     """Add the checksum of a new step here; never change one that is here."""
-    released = {"0001_initial": "1153e9b2c6b7c06a6de461f473b756c34e430b1644d79a27c74beefaa906d669"}
+    released = {
+        "0001_initial": "1153e9b2c6b7c06a6de461f473b756c34e430b1644d79a27c74beefaa906d669",
+        "0002_session_conflicts": "aa51511a1fe552ce8a65c7c2a2ad889f177a4e1707da92ba5e885946ba1cb913",
+    }
     found = load_migrations(schema.PACKAGE)
     assert {f"{m.version:04d}_{m.name}": m.checksum for m in found} == released
     assert all(hashlib.sha256(m.script.encode()).hexdigest() == m.checksum for m in found)
@@ -73,6 +77,7 @@ async def test_an_open_by_an_older_program_is_refused(tmp_path: Path) -> None:
 CHILD = """
 import sqlite3, sys
 from syncline_server.clock import SystemClock
+from syncline_server.model import ConflictPolicy
 from syncline_server.store.migrate import Migration
 from syncline_server.store.sqlite import schema
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -121,11 +126,25 @@ async def test_migrate_tells_what_it_does(tmp_path: Path) -> None:
         admin.migrate(backend.path)
     backend.path.parent.mkdir(parents=True)
     backend.path.touch()
-    assert admin.migrate(backend.path, dry_run=True) == ["0001 initial"]
-    assert admin.migrate(backend.path) == ["0001 initial"]
+    steps = ["0001 initial", "0002 session_conflicts"]
+    assert admin.migrate(backend.path, dry_run=True) == steps
+    assert admin.migrate(backend.path) == steps
     assert admin.migrate(backend.path) == []
     async with backend.open() as store:
         await Bench.make(store, backend.clock)
         with pytest.raises(StoreRefused, match="in use"):
             admin.migrate(backend.path)
     backend.check()
+
+
+def test_0002_sessions_that_were_open_overwrite(tmp_path: Path) -> None:
+    """Step 2: what an older program left in the tables gets the meaning that it had."""
+    first, second = load_migrations(schema.PACKAGE)[:2]
+    with closing(sqlite3.connect(tmp_path / "m.db", isolation_level=None)) as connection:
+        schema.apply_migration(connection, first, now_us=0)
+        connection.execute("INSERT INTO session VALUES ('s', 1, 1, 3, 0, NULL, 0, 0, 2, 9)")
+        connection.execute("INSERT INTO request VALUES ('r', x'00', 0, '', 7, 1, x'00', '', 1, 2, 3, 4, 5)")
+        schema.apply_migration(connection, second, now_us=0)
+        session = connection.execute("SELECT records, conflict_policy, base_revision FROM session")
+        assert session.fetchall() == [(9, ConflictPolicy.OVERWRITE, 0)]
+        assert connection.execute("SELECT deleted, calls, kept FROM request").fetchall() == [(4, 5, 0)]

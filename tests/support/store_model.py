@@ -27,6 +27,7 @@ from syncline_server.model import (
     Changes,
     Commit,
     CommitResult,
+    ConflictPolicy,
     Dataset,
     Deletes,
     Head,
@@ -593,13 +594,27 @@ class ModelStore(Store):
                     final[record_id] = None
                     reasons[record_id] = Reason.REPLACE
         statuses = {r: self._act(state, source, r, data, 0, False) for r, data in final.items()}
+        newer = [
+            r
+            for r, status in statuses.items()
+            if status in (Status.CREATED, Status.UPDATED, Status.DELETED)
+            and r in state.rows
+            and state.rows[r].revision > staged.session.base_revision
+        ]
+        kept = 0
+        if newer and staged.session.conflict_policy is ConflictPolicy.ABORT:
+            raise Aborted("SESSION_CONFLICT", "conflicts", conflicts=len(newer))
+        if staged.session.conflict_policy is ConflictPolicy.KEEP_NEWER:
+            kept = len(newer)
+            for r in newer:
+                del final[r], statuses[r]
         if staged.session.mode is SessionMode.REPLACE and write.guard is not None:
             deleted = sum(statuses[r] is Status.DELETED for r in mine if r in statuses)
             if write.guard.refuses(deleted=deleted, before=len(mine)):
                 raise FailedPrecondition("MASS_DELETE", "too many", deleted=deleted, records=len(mine))
         changed = any(s in (Status.CREATED, Status.UPDATED, Status.DELETED) for s in statuses.values())
         counts = _result(state.dataset.head.revision, changed, bytes(statuses.values()))
-        result = replace(counts, statuses=b"", calls=staged.session.calls)
+        result = replace(counts, statuses=b"", calls=staged.session.calls, kept=kept)
         if commit.dry_run:
             return result
         revision = self._next_revision(state) if changed else state.dataset.head.revision
@@ -636,13 +651,13 @@ class ModelStore(Store):
             if seen.resource not in self._sessions:
                 raise _session_invalid()
             return self._sessions[seen.resource].session
-        self._state(session.dataset_number)
+        head = self._state(session.dataset_number).head()
         source = self._source(session.source_number)
         if source.disabled:
             raise FailedPrecondition("SOURCE_DISABLED", "disabled")
         for key in [k for k, s in self._sessions.items() if s.session.source_number == source.number]:
             del self._sessions[key]
-        made = replace(session, calls=0, records=0)
+        made = replace(session, calls=0, records=0, base_revision=head.revision)
         self._sessions[session.session_id] = Staged(session=made)
         self._remember(identity, resource=session.session_id)
         return made

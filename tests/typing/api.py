@@ -81,9 +81,12 @@ async def writes(books: syncline.Dataset[Book], book: Book) -> None:
         await session.delete([{"isbn": "1"}])
         await session.delete_ids(["1"])
     assert_type(session.result, syncline.SessionResult | None)
-    opened = await books.open_session("accrue", idle_timeout=datetime.timedelta(minutes=5))
+    opened = await books.open_session(
+        "accrue", idle_timeout=datetime.timedelta(minutes=5), on_conflict="abort"
+    )
     assert_type(await opened.close(commit=False), syncline.SessionResult)
     books.session("replac")  # type: ignore[arg-type]
+    books.session("replace", on_conflict="keep")  # type: ignore[arg-type]
 
 
 async def reads(books: syncline.Dataset[Book]) -> None:

@@ -36,6 +36,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "SOURCE_NOT_FOUND": "`syncline source list DATASET` shows what is there, `syncline source create DATASET NAME` makes one.",
     "KEY_NOT_FOUND": "`syncline key list` shows what is there.",
     "MASS_DELETE": "nothing was changed; if that is what you want, say so with --allow-mass-delete.",
+    "SESSION_CONFLICT": "nothing was changed; look at the input and push again, or choose another --on-conflict.",
     "SOURCE_DISABLED": "`syncline source enable DATASET SOURCE` opens it again.",
     "IDENTITY_NOT_ADDRESSABLE": "delete by id: `syncline delete DATASET --id ID`.",
     "SESSION_INVALID": "somebody else may have opened a session on the same source: give each loader its own.",

@@ -43,6 +43,14 @@ class SessionMode(StrEnum):
     STREAM = "stream"
 
 
+class ConflictPolicy(StrEnum):
+    """What the commit of a session does to records that were changed since it was opened."""
+
+    OVERWRITE = "overwrite"
+    KEEP_NEWER = "keep_newer"
+    ABORT = "abort"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What was asked for."""
@@ -51,6 +59,7 @@ class Settings:
     source: str
     session: SessionMode | None
     allow_mass_delete: bool
+    on_conflict: ConflictPolicy
     partial: bool
     batch: int
     dry_run: bool
@@ -65,6 +74,7 @@ class Totals:
     updated: int = 0
     unchanged: int = 0
     deleted: int = 0
+    kept: int = 0
     superseded: int = 0
     written: int = 0
     """Records in the calls that were accepted."""
@@ -86,6 +96,7 @@ class Totals:
         self.updated += result.updated
         self.unchanged += result.unchanged
         self.deleted += result.deleted
+        self.kept += result.kept
         self.revision = max(self.revision, result.revision)
 
 
@@ -113,6 +124,14 @@ async def push(
         bool,
         typer.Option("--allow-mass-delete", help="Let a replace delete more than the server's guard allows."),
     ] = False,
+    on_conflict: Annotated[
+        ConflictPolicy,
+        typer.Option(
+            "--on-conflict",
+            help="What a replace or accrue session does to records that somebody changed since it was opened. "
+            "keep_newer: leave them as they are. abort: change nothing.",
+        ),
+    ] = ConflictPolicy.OVERWRITE,
     partial: Annotated[
         bool, typer.Option("--partial", help="Push the good records and report the others.")
     ] = False,
@@ -147,11 +166,14 @@ async def push(
             "--partial does not go with --session: a session takes a call whole or not at all",
             code=ExitCode.USAGE,
         )
+    if on_conflict is not ConflictPolicy.OVERWRITE and session in (None, SessionMode.STREAM):
+        raise CommandError("--on-conflict needs --session replace or accrue", code=ExitCode.USAGE)
     settings = Settings(
         dataset=dataset,
         source=source,
         session=session,
         allow_mass_delete=allow_mass_delete,
+        on_conflict=on_conflict,
         partial=partial,
         batch=batch or (_BATCH if session is None else _SESSION_BATCH),
         dry_run=dry_run,
@@ -216,7 +238,10 @@ class _Push:
     async def _send_in_session(self, incoming: AsyncIterator[Batch], mode: SessionMode) -> None:
         """Write all batches and commit; roll back when a record was refused, or on any error."""
         block = self._dataset.session(
-            mode.value, source=self._settings.source, allow_mass_delete=self._settings.allow_mass_delete
+            mode.value,
+            source=self._settings.source,
+            allow_mass_delete=self._settings.allow_mass_delete,
+            on_conflict=self._settings.on_conflict.value,
         )
         async with block as session:
             await self._send(incoming, session.upsert)
@@ -299,6 +324,7 @@ def _summary(settings: Settings, totals: Totals, seconds: float) -> str:
             (totals.updated, "updated"),
             (totals.unchanged, "unchanged"),
             (totals.deleted, "deleted"),
+            (totals.kept, "kept as they are, changed meanwhile"),
             (totals.superseded, "repeated in the input"),
         )
         if number

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19syncline/v1/session.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x02\n\x07Session\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06source\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12,\n\x04mode\x18\x03 \x01(\x0e\x32\x18.syncline.v1.SessionModeB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07records\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x61llow_mass_delete\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03*w\n\x0bSessionMode\x12\x1c\n\x18SESSION_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13SESSION_MODE_STREAM\x10\x01\x12\x17\n\x13SESSION_MODE_ACCRUE\x10\x02\x12\x18\n\x14SESSION_MODE_REPLACE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19syncline/v1/session.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x02\n\x07Session\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06source\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12,\n\x04mode\x18\x03 \x01(\x0e\x32\x18.syncline.v1.SessionModeB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07records\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x61llow_mass_delete\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12:\n\x0f\x63onflict_policy\x18\t \x01(\x0e\x32\x1b.syncline.v1.ConflictPolicyB\x04\xe2\x41\x01\x03\x12\x1b\n\rbase_revision\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03*w\n\x0bSessionMode\x12\x1c\n\x18SESSION_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13SESSION_MODE_STREAM\x10\x01\x12\x17\n\x13SESSION_MODE_ACCRUE\x10\x02\x12\x18\n\x14SESSION_MODE_REPLACE\x10\x03*\x8b\x01\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43ONFLICT_POLICY_OVERWRITE\x10\x01\x12\x1e\n\x1a\x43ONFLICT_POLICY_KEEP_NEWER\x10\x02\x12\x19\n\x15\x43ONFLICT_POLICY_ABORT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,8 +49,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['expire_time']._loaded_options = None
   _globals['_SESSION'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
-  _globals['_SESSIONMODE']._serialized_start=401
-  _globals['_SESSIONMODE']._serialized_end=520
+  _globals['_SESSION'].fields_by_name['conflict_policy']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['conflict_policy']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['base_revision']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['base_revision']._serialized_options = b'\342A\001\003'
+  _globals['_SESSIONMODE']._serialized_start=490
+  _globals['_SESSIONMODE']._serialized_end=609
+  _globals['_CONFLICTPOLICY']._serialized_start=612
+  _globals['_CONFLICTPOLICY']._serialized_end=751
   _globals['_SESSION']._serialized_start=109
-  _globals['_SESSION']._serialized_end=399
+  _globals['_SESSION']._serialized_end=488
 # @@protoc_insertion_point(module_scope)

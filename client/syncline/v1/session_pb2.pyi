@@ -46,6 +46,45 @@ SESSION_MODE_REPLACE: SessionMode.ValueType  # 3
 """Visible together when the session commits; everything of the source that is not in it goes."""
 Global___SessionMode: _TypeAlias = SessionMode  # noqa: Y015
 
+class _ConflictPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConflictPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConflictPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONFLICT_POLICY_UNSPECIFIED: _ConflictPolicy.ValueType  # 0
+    """As CONFLICT_POLICY_OVERWRITE."""
+    CONFLICT_POLICY_OVERWRITE: _ConflictPolicy.ValueType  # 1
+    """The last commit wins, also over records changed since the session was opened."""
+    CONFLICT_POLICY_KEEP_NEWER: _ConflictPolicy.ValueType  # 2
+    """Records changed after the session was opened are left as they are: neither overwritten nor deleted, and
+    deleted ones stay deleted.
+    """
+    CONFLICT_POLICY_ABORT: _ConflictPolicy.ValueType  # 3
+    """The commit is refused with ABORTED, reason SESSION_CONFLICT, when a record that it would change or delete
+    was changed since the session was opened; the session stays open.
+    """
+
+class ConflictPolicy(_ConflictPolicy, metaclass=_ConflictPolicyEnumTypeWrapper):
+    """What a commit does to records that were changed since its session was opened: those whose newest version, or
+    whose deletion, has a revision above the session's `base_revision`. A record that the session holds exactly as
+    it is already is none of them. A deletion that retention has purged since cannot be told.
+    """
+
+CONFLICT_POLICY_UNSPECIFIED: ConflictPolicy.ValueType  # 0
+"""As CONFLICT_POLICY_OVERWRITE."""
+CONFLICT_POLICY_OVERWRITE: ConflictPolicy.ValueType  # 1
+"""The last commit wins, also over records changed since the session was opened."""
+CONFLICT_POLICY_KEEP_NEWER: ConflictPolicy.ValueType  # 2
+"""Records changed after the session was opened are left as they are: neither overwritten nor deleted, and
+deleted ones stay deleted.
+"""
+CONFLICT_POLICY_ABORT: ConflictPolicy.ValueType  # 3
+"""The commit is refused with ABORTED, reason SESSION_CONFLICT, when a record that it would change or delete
+was changed since the session was opened; the session stays open.
+"""
+Global___ConflictPolicy: _TypeAlias = ConflictPolicy  # noqa: Y015
+
 @_typing.final
 class Session(_message.Message):
     """A series of writes into one source. One is open per source; opening another rolls the earlier one back."""
@@ -60,6 +99,8 @@ class Session(_message.Message):
     ALLOW_MASS_DELETE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CONFLICT_POLICY_FIELD_NUMBER: _builtins.int
+    BASE_REVISION_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """UUID, new for each opening."""
     source: _builtins.str
@@ -72,6 +113,10 @@ class Session(_message.Message):
     """Number of records and keys in these calls."""
     allow_mass_delete: _builtins.bool
     """Whether a commit may delete more than the guard allows."""
+    conflict_policy: Global___ConflictPolicy.ValueType
+    """What its commit does to records that were changed since it was opened."""
+    base_revision: _builtins.int
+    """The dataset's newest revision when it was opened."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
@@ -91,10 +136,12 @@ class Session(_message.Message):
         allow_mass_delete: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        conflict_policy: Global___ConflictPolicy.ValueType = ...,
+        base_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_mass_delete", b"allow_mass_delete", "calls", b"calls", "create_time", b"create_time", "expire_time", b"expire_time", "mode", b"mode", "records", b"records", "session_id", b"session_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_mass_delete", b"allow_mass_delete", "base_revision", b"base_revision", "calls", b"calls", "conflict_policy", b"conflict_policy", "create_time", b"create_time", "expire_time", b"expire_time", "mode", b"mode", "records", b"records", "session_id", b"session_id", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from syncline.v1 import record_pb2 as syncline_dot_v1_dot_record__pb2
 from syncline.v1 import session_pb2 as syncline_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!syncline/v1/session_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18syncline/v1/record.proto\x1a\x19syncline/v1/session.proto\"\xe7\x01\n\x12OpenSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x18.syncline.v1.SessionModeB\x04\xe2\x41\x01\x02\x12\x1f\n\x11\x61llow_mass_delete\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0cidle_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"B\n\x13OpenSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x14.syncline.v1.SessionB\x04\xe2\x41\x01\x03\"\xb9\x01\n\rSessionAction\x12\x31\n\x06upsert\x18\x01 \x01(\x0b\x32\x19.syncline.v1.UpsertActionB\x04\xe2\x41\x01\x01H\x00\x12\x31\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x19.syncline.v1.DeleteActionB\x04\xe2\x41\x01\x01H\x00\x12\x38\n\ndelete_ids\x18\x03 \x01(\x0b\x32\x1c.syncline.v1.DeleteIdsActionB\x04\xe2\x41\x01\x01H\x00\x42\x08\n\x06\x61\x63tion\"%\n\x0cUpsertAction\x12\x15\n\x07records\x18\x01 \x03(\x0c\x42\x04\xe2\x41\x01\x01\"%\n\x0c\x44\x65leteAction\x12\x15\n\x07records\x18\x01 \x03(\x0c\x42\x04\xe2\x41\x01\x01\"+\n\x0f\x44\x65leteIdsAction\x12\x18\n\nrecord_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x01\"\xc6\x01\n\x13WriteSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.syncline.v1.SessionActionB\x04\xe2\x41\x01\x02\x12\x16\n\x08sequence\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xc8\x01\n\x14WriteSessionResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x05 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\"\x90\x01\n\x14StreamSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.syncline.v1.SessionActionB\x04\xe2\x41\x01\x02\x12\x16\n\x08sequence\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x02\"[\n\x15StreamSessionResponse\x12\x13\n\x05\x63\x61lls\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xb6\x01\n\x13\x43loseSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x63ommit\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x08\n\x06_calls\"\x8c\x01\n\x14\x43loseSessionResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reated\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07updated\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\tunchanged\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x64\x65leted\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\"C\n\x11GetSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x14.syncline.v1.SessionB\x04\xe2\x41\x01\x03\x32\xb5\x03\n\x0eSessionService\x12P\n\x0bOpenSession\x12\x1f.syncline.v1.OpenSessionRequest\x1a .syncline.v1.OpenSessionResponse\x12S\n\x0cWriteSession\x12 .syncline.v1.WriteSessionRequest\x1a!.syncline.v1.WriteSessionResponse\x12X\n\rStreamSession\x12!.syncline.v1.StreamSessionRequest\x1a\".syncline.v1.StreamSessionResponse(\x01\x12S\n\x0c\x43loseSession\x12 .syncline.v1.CloseSessionRequest\x1a!.syncline.v1.CloseSessionResponse\x12M\n\nGetSession\x12\x1e.syncline.v1.GetSessionRequest\x1a\x1f.syncline.v1.GetSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!syncline/v1/session_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x18syncline/v1/record.proto\x1a\x19syncline/v1/session.proto\"\xa3\x02\n\x12OpenSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12,\n\x04mode\x18\x02 \x01(\x0e\x32\x18.syncline.v1.SessionModeB\x04\xe2\x41\x01\x02\x12\x1f\n\x11\x61llow_mass_delete\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0cidle_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12:\n\x0f\x63onflict_policy\x18\x07 \x01(\x0e\x32\x1b.syncline.v1.ConflictPolicyB\x04\xe2\x41\x01\x01\"B\n\x13OpenSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x14.syncline.v1.SessionB\x04\xe2\x41\x01\x03\"\xb9\x01\n\rSessionAction\x12\x31\n\x06upsert\x18\x01 \x01(\x0b\x32\x19.syncline.v1.UpsertActionB\x04\xe2\x41\x01\x01H\x00\x12\x31\n\x06\x64\x65lete\x18\x02 \x01(\x0b\x32\x19.syncline.v1.DeleteActionB\x04\xe2\x41\x01\x01H\x00\x12\x38\n\ndelete_ids\x18\x03 \x01(\x0b\x32\x1c.syncline.v1.DeleteIdsActionB\x04\xe2\x41\x01\x01H\x00\x42\x08\n\x06\x61\x63tion\"%\n\x0cUpsertAction\x12\x15\n\x07records\x18\x01 \x03(\x0c\x42\x04\xe2\x41\x01\x01\"%\n\x0c\x44\x65leteAction\x12\x15\n\x07records\x18\x01 \x03(\x0c\x42\x04\xe2\x41\x01\x01\"+\n\x0f\x44\x65leteIdsAction\x12\x18\n\nrecord_ids\x18\x01 \x03(\tB\x04\xe2\x41\x01\x01\"\xc6\x01\n\x13WriteSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.syncline.v1.SessionActionB\x04\xe2\x41\x01\x02\x12\x16\n\x08sequence\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xc8\x01\n\x14WriteSessionResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x05 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\"\x90\x01\n\x14StreamSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x30\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.syncline.v1.SessionActionB\x04\xe2\x41\x01\x02\x12\x16\n\x08sequence\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x02\"[\n\x15StreamSessionResponse\x12\x13\n\x05\x63\x61lls\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07records\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xb6\x01\n\x13\x43loseSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x63ommit\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\x05\x63\x61lls\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x08\n\x06_calls\"\xa0\x01\n\x14\x43loseSessionResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reated\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07updated\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x17\n\tunchanged\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x64\x65leted\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x12\n\x04kept\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\"C\n\x11GetSessionRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"A\n\x12GetSessionResponse\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x14.syncline.v1.SessionB\x04\xe2\x41\x01\x03\x32\xb5\x03\n\x0eSessionService\x12P\n\x0bOpenSession\x12\x1f.syncline.v1.OpenSessionRequest\x1a .syncline.v1.OpenSessionResponse\x12S\n\x0cWriteSession\x12 .syncline.v1.WriteSessionRequest\x1a!.syncline.v1.WriteSessionResponse\x12X\n\rStreamSession\x12!.syncline.v1.StreamSessionRequest\x1a\".syncline.v1.StreamSessionResponse(\x01\x12S\n\x0c\x43loseSession\x12 .syncline.v1.CloseSessionRequest\x1a!.syncline.v1.CloseSessionResponse\x12M\n\nGetSession\x12\x1e.syncline.v1.GetSessionRequest\x1a\x1f.syncline.v1.GetSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENSESSIONREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_OPENSESSIONREQUEST'].fields_by_name['validate_only']._loaded_options = None
   _globals['_OPENSESSIONREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['conflict_policy']._loaded_options = None
+  _globals['_OPENSESSIONREQUEST'].fields_by_name['conflict_policy']._serialized_options = b'\342A\001\001'
   _globals['_OPENSESSIONRESPONSE'].fields_by_name['session']._loaded_options = None
   _globals['_OPENSESSIONRESPONSE'].fields_by_name['session']._serialized_options = b'\342A\001\003'
   _globals['_SESSIONACTION'].fields_by_name['upsert']._loaded_options = None
@@ -119,6 +121,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSESESSIONRESPONSE'].fields_by_name['unchanged']._serialized_options = b'\342A\001\003'
   _globals['_CLOSESESSIONRESPONSE'].fields_by_name['deleted']._loaded_options = None
   _globals['_CLOSESESSIONRESPONSE'].fields_by_name['deleted']._serialized_options = b'\342A\001\003'
+  _globals['_CLOSESESSIONRESPONSE'].fields_by_name['kept']._loaded_options = None
+  _globals['_CLOSESESSIONRESPONSE'].fields_by_name['kept']._serialized_options = b'\342A\001\003'
   _globals['_GETSESSIONREQUEST'].fields_by_name['source']._loaded_options = None
   _globals['_GETSESSIONREQUEST'].fields_by_name['source']._serialized_options = b'\342A\001\002'
   _globals['_GETSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
@@ -126,33 +130,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSESSIONRESPONSE'].fields_by_name['session']._loaded_options = None
   _globals['_GETSESSIONRESPONSE'].fields_by_name['session']._serialized_options = b'\342A\001\003'
   _globals['_OPENSESSIONREQUEST']._serialized_start=169
-  _globals['_OPENSESSIONREQUEST']._serialized_end=400
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=402
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=468
-  _globals['_SESSIONACTION']._serialized_start=471
-  _globals['_SESSIONACTION']._serialized_end=656
-  _globals['_UPSERTACTION']._serialized_start=658
-  _globals['_UPSERTACTION']._serialized_end=695
-  _globals['_DELETEACTION']._serialized_start=697
-  _globals['_DELETEACTION']._serialized_end=734
-  _globals['_DELETEIDSACTION']._serialized_start=736
-  _globals['_DELETEIDSACTION']._serialized_end=779
-  _globals['_WRITESESSIONREQUEST']._serialized_start=782
-  _globals['_WRITESESSIONREQUEST']._serialized_end=980
-  _globals['_WRITESESSIONRESPONSE']._serialized_start=983
-  _globals['_WRITESESSIONRESPONSE']._serialized_end=1183
-  _globals['_STREAMSESSIONREQUEST']._serialized_start=1186
-  _globals['_STREAMSESSIONREQUEST']._serialized_end=1330
-  _globals['_STREAMSESSIONRESPONSE']._serialized_start=1332
-  _globals['_STREAMSESSIONRESPONSE']._serialized_end=1423
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1426
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1608
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1611
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1751
-  _globals['_GETSESSIONREQUEST']._serialized_start=1753
-  _globals['_GETSESSIONREQUEST']._serialized_end=1820
-  _globals['_GETSESSIONRESPONSE']._serialized_start=1822
-  _globals['_GETSESSIONRESPONSE']._serialized_end=1887
-  _globals['_SESSIONSERVICE']._serialized_start=1890
-  _globals['_SESSIONSERVICE']._serialized_end=2327
+  _globals['_OPENSESSIONREQUEST']._serialized_end=460
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=462
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=528
+  _globals['_SESSIONACTION']._serialized_start=531
+  _globals['_SESSIONACTION']._serialized_end=716
+  _globals['_UPSERTACTION']._serialized_start=718
+  _globals['_UPSERTACTION']._serialized_end=755
+  _globals['_DELETEACTION']._serialized_start=757
+  _globals['_DELETEACTION']._serialized_end=794
+  _globals['_DELETEIDSACTION']._serialized_start=796
+  _globals['_DELETEIDSACTION']._serialized_end=839
+  _globals['_WRITESESSIONREQUEST']._serialized_start=842
+  _globals['_WRITESESSIONREQUEST']._serialized_end=1040
+  _globals['_WRITESESSIONRESPONSE']._serialized_start=1043
+  _globals['_WRITESESSIONRESPONSE']._serialized_end=1243
+  _globals['_STREAMSESSIONREQUEST']._serialized_start=1246
+  _globals['_STREAMSESSIONREQUEST']._serialized_end=1390
+  _globals['_STREAMSESSIONRESPONSE']._serialized_start=1392
+  _globals['_STREAMSESSIONRESPONSE']._serialized_end=1483
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1486
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1668
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1671
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1831
+  _globals['_GETSESSIONREQUEST']._serialized_start=1833
+  _globals['_GETSESSIONREQUEST']._serialized_end=1900
+  _globals['_GETSESSIONRESPONSE']._serialized_start=1902
+  _globals['_GETSESSIONRESPONSE']._serialized_end=1967
+  _globals['_SESSIONSERVICE']._serialized_start=1970
+  _globals['_SESSIONSERVICE']._serialized_end=2407
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class OpenSessionRequest(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    CONFLICT_POLICY_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """`datasets/{dataset}/sources/{source}`."""
     mode: _session_pb2.SessionMode.ValueType
@@ -45,6 +46,10 @@ class OpenSessionRequest(_message.Message):
     """See PushRequest."""
     validate_only: _builtins.bool
     """See PushRequest."""
+    conflict_policy: _session_pb2.ConflictPolicy.ValueType
+    """What the commit does to records that were changed since the session was opened. Default: it overwrites
+    them. Stream sessions, whose calls are commits of their own, take nothing else.
+    """
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
         """Roll the session back when nothing is written for this long; 1 s to 7 days. Absent: the server's
@@ -60,10 +65,11 @@ class OpenSessionRequest(_message.Message):
         idle_timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        conflict_policy: _session_pb2.ConflictPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_mass_delete", b"allow_mass_delete", "idle_timeout", b"idle_timeout", "mode", b"mode", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_mass_delete", b"allow_mass_delete", "conflict_policy", b"conflict_policy", "idle_timeout", b"idle_timeout", "mode", b"mode", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +423,7 @@ class CloseSessionResponse(_message.Message):
     UPDATED_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision of the commit, or when nothing changed the dataset's newest."""
     created: _builtins.int
@@ -427,6 +434,10 @@ class CloseSessionResponse(_message.Message):
     """Number of staged records that were as they are already."""
     deleted: _builtins.int
     """Number of records that it deleted, by action or because a replace did not hold them."""
+    kept: _builtins.int
+    """Number of records that it left as they are because they were changed since the session was opened
+    (CONFLICT_POLICY_KEEP_NEWER). They are in none of the other counts.
+    """
     def __init__(
         self,
         *,
@@ -435,10 +446,11 @@ class CloseSessionResponse(_message.Message):
         updated: _builtins.int = ...,
         unchanged: _builtins.int = ...,
         deleted: _builtins.int = ...,
+        kept: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "deleted", b"deleted", "revision", b"revision", "unchanged", b"unchanged", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "deleted", b"deleted", "kept", b"kept", "revision", b"revision", "unchanged", b"unchanged", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,7 +101,8 @@ class SessionServiceServicer(object):
     def CloseSession(self, request, context):
         """Commits or discards the session and ends it. Errors: as for Push, SESSION_INVALID, FAILED_PRECONDITION
         (SESSION_INCOMPLETE: `calls` is not what was accepted; MASS_DELETE: the commit would delete more than
-        the guard allows; the session stays open in both cases).
+        the guard allows), ABORTED (SESSION_CONFLICT, metadata `conflicts`: see CONFLICT_POLICY_ABORT). The session
+        stays open in all three cases.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

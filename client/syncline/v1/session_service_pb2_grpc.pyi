@@ -37,7 +37,8 @@ class SessionServiceStub:
     CloseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CloseSessionRequest, _session_service_pb2.CloseSessionResponse]
     """Commits or discards the session and ends it. Errors: as for Push, SESSION_INVALID, FAILED_PRECONDITION
     (SESSION_INCOMPLETE: `calls` is not what was accepted; MASS_DELETE: the commit would delete more than
-    the guard allows; the session stays open in both cases).
+    the guard allows), ABORTED (SESSION_CONFLICT, metadata `conflicts`: see CONFLICT_POLICY_ABORT). The session
+    stays open in all three cases.
     """
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.GetSessionResponse]
     """Reads an open session. Errors: SESSION_INVALID and the ones of rights."""
@@ -89,7 +90,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_session_service_pb2.CloseSessionResponse]:
         """Commits or discards the session and ends it. Errors: as for Push, SESSION_INVALID, FAILED_PRECONDITION
         (SESSION_INCOMPLETE: `calls` is not what was accepted; MASS_DELETE: the commit would delete more than
-        the guard allows; the session stays open in both cases).
+        the guard allows), ABORTED (SESSION_CONFLICT, metadata `conflicts`: see CONFLICT_POLICY_ABORT). The session
+        stays open in all three cases.
         """
 
     @_abc_1.abstractmethod

@@ -8,7 +8,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from syncline_server.clock import Clock
@@ -25,6 +25,7 @@ from syncline_server.ingest.write_path import (
 from syncline_server.model import (
     Commit,
     CommitResult,
+    ConflictPolicy,
     MassDeleteGuard,
     Principal,
     Reason,
@@ -85,6 +86,7 @@ class Sessions:
         mode: SessionMode,
         allow_mass_delete: bool = False,
         idle_timeout_us: int | None = None,
+        conflict_policy: ConflictPolicy = ConflictPolicy.OVERWRITE,
         identity: RequestIdentity | None = None,
         validate_only: bool = False,
     ) -> Session:
@@ -114,9 +116,11 @@ class Sessions:
             idle_timeout_us=idle_timeout_us,
             create_time_us=now_us,
             active_time_us=now_us,
+            conflict_policy=conflict_policy,
         )
         if validate_only:
-            return session
+            head = await self._store.read_head(session.dataset_number)
+            return replace(session, base_revision=head.revision)
         for superseded in [
             key for key, line in self._lines.items() if line.session.source_number == session.source_number
         ]:
@@ -171,7 +175,8 @@ class Sessions:
     ) -> CommitResult:
         """Commit or discard a session and end it.
 
-        Raises SESSION_INVALID, FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE; the session stays open).
+        Raises SESSION_INVALID; FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) and
+        Aborted(SESSION_CONFLICT), after which the session is still open.
         """
         check_may_push(principal, dataset_id, source_id)
         target = await self._write_path.target(principal, dataset_id, source_id)

@@ -12,7 +12,7 @@ from syncline.v1 import session_service_pb2 as pb
 from syncline.v1.session_service_pb2_grpc import SessionServiceServicer
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.ingest.write_path import Action, DeleteIds, DeleteValues, Upsert
-from syncline_server.model import Principal, Session, SessionMode
+from syncline_server.model import ConflictPolicy, Principal, Session, SessionMode
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import (
     Problems,
@@ -48,6 +48,12 @@ class SessionService(SessionServiceServicer):
             idle_timeout_us = duration_us(request.idle_timeout)
             if not MIN_IDLE_US <= idle_timeout_us <= MAX_IDLE_US:
                 problems.add("idle_timeout", "must be from 1 s to 7 days")
+        conflict_policy = enum_of(ConflictPolicy, request.conflict_policy, problems, "conflict_policy")
+        conflict_policy = conflict_policy or ConflictPolicy.OVERWRITE
+        if mode is SessionMode.STREAM and conflict_policy is not ConflictPolicy.OVERWRITE:
+            problems.add(
+                "conflict_policy", "is for accrue and replace sessions; use conditions in stream ones"
+            )
         identity = self._request_ids.identity("OpenSession", request, problems)
         problems.raise_any()
         session = await self._sessions.open(
@@ -57,6 +63,7 @@ class SessionService(SessionServiceServicer):
             mode=mode or SessionMode.STREAM,
             allow_mass_delete=request.allow_mass_delete,
             idle_timeout_us=idle_timeout_us,
+            conflict_policy=conflict_policy,
             identity=identity,
             validate_only=request.validate_only,
         )
@@ -145,6 +152,7 @@ class SessionService(SessionServiceServicer):
             updated=result.updated,
             unchanged=result.unchanged,
             deleted=result.deleted,
+            kept=result.kept,
         )
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Any) -> pb.GetSessionResponse:
@@ -179,4 +187,6 @@ def _session_out(session: Session, source: str) -> session_pb2.Session:
         allow_mass_delete=session.allow_mass_delete,
         create_time=timestamp(session.create_time_us),
         expire_time=timestamp(session.expire_time_us),
+        conflict_policy=session_pb2.ConflictPolicy.ValueType(session.conflict_policy),
+        base_revision=session.base_revision,
     )

@@ -241,6 +241,12 @@ class Store(ABC):
           holds beyond them (reason REPLACE), by a set-based difference. Unchanged records keep their
           revision. The guard is asked about the source's own records that a REPLACE would delete.
           FailedPrecondition(SESSION_INCOMPLETE, MASS_DELETE) leave the session open.
+        * a conflict is a record that a SessionCommit would create, change or delete, and whose newest version
+          or tombstone has a revision above the session's base revision. By the session's policy conflicts are
+          overwritten like any other (OVERWRITE), left as they are and counted as kept (KEEP_NEWER), or the
+          reason to refuse the commit (ABORT: Aborted(SESSION_CONFLICT) with their number as ``conflicts``; the
+          session stays open). This is decided before the guard is asked. Unchanged records are no conflict; nor
+          is a deletion whose tombstone was purged.
         * the source's last-received time is set, also when nothing changed.
 
         A commit with ``dry_run`` goes through all of it, reports what would become of it, and changes nothing.
@@ -260,6 +266,7 @@ class Store(ABC):
     async def open_session(self, session: Session, *, identity: RequestIdentity | None = None) -> Session:
         """Store a new session, rolling back the one that its source has open.
 
+        Its base revision becomes the dataset's revision in the same transaction.
         Raises NotFound, FailedPrecondition(SOURCE_DISABLED). A replayed identity returns the session it
         opened while that is still open, otherwise PermissionDenied(SESSION_INVALID).
         """

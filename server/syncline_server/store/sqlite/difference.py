@@ -53,6 +53,7 @@ INSERT INTO temp.difference
 SELECT f.record_id, f.hash, f.action, ?2, ?3, e.position, e.revision, e.hash, e.source_number
 FROM staged.final f LEFT JOIN main.entry e ON e.dataset_number = ?1 AND e.record_id = f.record_id
 WHERE f.hash IS NOT e.hash AND (f.hash IS NOT NULL OR ?4 OR e.source_number = ?2)
+  AND (?5 IS NULL OR e.revision IS NULL OR e.revision <= ?5)
 ORDER BY f.action
 """
 _NOT_STAGED: Final = """
@@ -62,6 +63,7 @@ SELECT e.record_id, e.source_number, ?3, e.position, e.revision, e.hash, e.sourc
 FROM main.entry e
 WHERE e.dataset_number = ?1 AND e.source_number = ?2 AND e.hash IS NOT NULL
   AND NOT EXISTS (SELECT 1 FROM staged.final f WHERE f.record_id = e.record_id)
+  AND (?4 IS NULL OR e.revision <= ?4)
 ORDER BY e.position
 """
 _ALL_OF_SOURCE: Final = """
@@ -95,6 +97,7 @@ SELECT count(*), count(hash), ifnull(sum(hash IS NOT NULL AND old_hash IS NULL),
        ifnull(sum(hash IS NULL AND old_source = ?1), 0)
 FROM temp.difference
 """
+_COUNT_NEWER: Final = "SELECT count(*), count(hash) FROM temp.difference WHERE old_revision > ?"
 _DIGEST_COLUMNS: Final = """
 SELECT group_concat(record_id, char(10)), group_concat(hex(hash)), group_concat(ifnull(old_revision, 0)),
        group_concat(hex(old_hash))
@@ -166,17 +169,31 @@ def clear(connection: sqlite3.Connection) -> None:
 
 
 def fill_from_staged(
-    connection: sqlite3.Connection, dataset_number: int, source_number: int, reason: int, *, shared: bool
+    connection: sqlite3.Connection,
+    dataset_number: int,
+    source_number: int,
+    reason: int,
+    *,
+    shared: bool,
+    up_to: int | None,
 ) -> None:
-    """Add what the attached session's actions change, in the order in which they were sent."""
-    connection.execute(_FROM_STAGED, (dataset_number, source_number, reason, shared))
+    """Add what the attached session's actions change, in the order in which they were sent.
+
+    ``up_to``: leave out records whose version or tombstone has a later revision than this.
+    """
+    connection.execute(_FROM_STAGED, (dataset_number, source_number, reason, shared, up_to))
 
 
 def fill_not_staged(
-    connection: sqlite3.Connection, dataset_number: int, source_number: int, reason: int
+    connection: sqlite3.Connection,
+    dataset_number: int,
+    source_number: int,
+    reason: int,
+    *,
+    up_to: int | None,
 ) -> None:
-    """Add the deletion of what the source holds and the attached session does not name."""
-    connection.execute(_NOT_STAGED, (dataset_number, source_number, reason))
+    """Add the deletion of what the source holds and the attached session does not name; ``up_to`` as above."""
+    connection.execute(_NOT_STAGED, (dataset_number, source_number, reason, up_to))
 
 
 def fill_from_source(
@@ -201,6 +218,12 @@ def count(connection: sqlite3.Connection, *, source_number: int = 0) -> Counts:
         deleted=total - puts,
         deleted_of_source=deleted_of_source,
     )
+
+
+def count_newer(connection: sqlite3.Connection, revision: int) -> tuple[int, int]:
+    """Count the changes of records that were changed after this revision, and the puts among them."""
+    newer, puts = connection.execute(_COUNT_NEWER, (revision,)).fetchone()
+    return int(newer), int(puts)
 
 
 def apply_difference(

@@ -13,14 +13,15 @@ REMEMBER_US: Final = 25 * 3_600 * 1_000_000
 """The contract says at least 24 hours; one more for clocks that disagree."""
 
 _FIND: Final = """
-SELECT fingerprint, revision, changed, statuses, record_ids, created, updated, unchanged, deleted, calls, resource
+SELECT fingerprint, revision, changed, statuses, record_ids, created, updated, unchanged, deleted, calls, resource,
+       kept
 FROM request WHERE request_id = ?
 """
 _INSERT: Final = BulkInsert(
     "INSERT INTO request (request_id, fingerprint, remember_until_us, resource, revision, changed, statuses,"
-    " record_ids, created, updated, unchanged, deleted, calls) "
+    " record_ids, created, updated, unchanged, deleted, calls, kept) "
     "SELECT * FROM (VALUES {values}) WHERE column1 IS NOT NULL",
-    width=13,
+    width=14,
     shared=0,
 )
 _FORGET: Final = """
@@ -46,6 +47,7 @@ def find_answer(connection: sqlite3.Connection, request_id: str) -> tuple[bytes,
         unchanged=row[7],
         deleted=row[8],
         calls=row[9],
+        kept=row[11],
     )
     return row[0], answer
 
@@ -84,6 +86,7 @@ def remember_answers(
             answer.unchanged,
             answer.deleted,
             answer.calls,
+            answer.kept,
         )
     _INSERT.run(connection, (), flat)
 
@@ -95,7 +98,7 @@ def remember_resource(
     if identity is None:
         return
     until_us = max(identity.time_us, now_us) + REMEMBER_US
-    row = [identity.request_id, identity.fingerprint, until_us, resource, 0, 0, b"", "", 0, 0, 0, 0, 0]
+    row = [identity.request_id, identity.fingerprint, until_us, resource, 0, 0, b"", "", 0, 0, 0, 0, 0, 0]
     _INSERT.run(connection, (), row)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from syncline_server import failpoints
-from syncline_server.errors import FailedPrecondition, SynclineError
+from syncline_server.errors import Aborted, FailedPrecondition, SynclineError
 from syncline_server.model import (
     Commit,
     CommitResult,
+    ConflictPolicy,
     Reason,
     RecordScope,
     RequestIdentity,
@@ -31,7 +32,7 @@ from syncline_server.store.sqlite.requests import (
 
 _SESSION: Final = """
 SELECT session_id, dataset_number, source_number, mode, allow_mass_delete, idle_timeout_us, create_time_us,
-       active_time_us, calls, records
+       active_time_us, calls, records, conflict_policy, base_revision
 FROM session
 """
 _BY_ID: Final = _SESSION + "WHERE session_id = ?"
@@ -39,8 +40,8 @@ _OF_SOURCE: Final = "SELECT session_id FROM session WHERE source_number = ?"
 _OF_DATASET: Final = "SELECT session_id FROM session WHERE dataset_number = ?"
 _INSERT: Final = """
 INSERT INTO session (session_id, dataset_number, source_number, mode, allow_mass_delete, idle_timeout_us,
-    create_time_us, active_time_us, calls, records)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0)
+    create_time_us, active_time_us, calls, records, conflict_policy, base_revision)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?)
 """
 _DELETE: Final = "DELETE FROM session WHERE session_id = ?"
 _STREAMS_WITH_TIMEOUT: Final = (
@@ -77,7 +78,7 @@ def open_session(
     """Store a session, ending the one that its source has open."""
     if (made := find_resource(connection, identity)) is not None:
         return Opened(session=session_by_id(connection, made), superseded=(), replayed=True)
-    dataset_by_number(connection, session.dataset_number)
+    dataset = dataset_by_number(connection, session.dataset_number)
     source = source_by_number(connection, session.source_number)
     if source.disabled:
         raise FailedPrecondition(
@@ -95,6 +96,8 @@ def open_session(
             session.idle_timeout_us,
             session.create_time_us,
             session.active_time_us,
+            session.conflict_policy,
+            dataset.head.revision,
         ),
     )
     remember_resource(connection, identity, session.session_id, now_us=now_us)
@@ -206,8 +209,7 @@ def _commit_session(
             calls=calls,
         )
     difference.clear(connection)
-    if staged:
-        _fill(connection, commit, dataset, session)
+    kept, kept_puts = _fill(connection, commit, dataset, session) if staged else (0, 0)
     counts = difference.count(connection, source_number=source.number)
     if session.mode is SessionMode.REPLACE:
         _check_guard(connection, write, dataset.number, source.number, counts.deleted_of_source)
@@ -217,8 +219,9 @@ def _commit_session(
         statuses=b"",
         created=counts.created,
         updated=counts.updated,
-        unchanged=puts - counts.created - counts.updated,
+        unchanged=puts - counts.created - counts.updated - kept_puts,
         deleted=counts.deleted,
+        kept=kept,
         calls=calls,
     )
     if commit.dry_run:
@@ -245,12 +248,46 @@ def _commit_session(
     return result
 
 
-def _fill(connection: sqlite3.Connection, commit: Commit, dataset: DatasetState, session: Session) -> None:
+def _fill(
+    connection: sqlite3.Connection, commit: Commit, dataset: DatasetState, session: Session
+) -> tuple[int, int]:
+    """Fill the difference as the session's conflict policy wants it.
+
+    Gives the number of records that are left as they are, and how many of them the session would have put.
+    Raises Aborted(SESSION_CONFLICT).
+    """
+    _fill_up_to(connection, commit, dataset, session, up_to=None)
+    if session.conflict_policy is ConflictPolicy.OVERWRITE:
+        return 0, 0
+    newer, puts = difference.count_newer(connection, session.base_revision)
+    if newer == 0:
+        return 0, 0
+    if session.conflict_policy is ConflictPolicy.ABORT:
+        raise Aborted(
+            "SESSION_CONFLICT",
+            f"{newer} of the records that the commit would change were changed since the session was opened; "
+            "it stays open",
+            conflicts=newer,
+        )
+    # The numbers in the table must have no gaps, so it is filled anew; conflicts are rare.
+    difference.clear(connection)
+    _fill_up_to(connection, commit, dataset, session, up_to=session.base_revision)
+    return newer, puts
+
+
+def _fill_up_to(
+    connection: sqlite3.Connection,
+    commit: Commit,
+    dataset: DatasetState,
+    session: Session,
+    *,
+    up_to: int | None,
+) -> None:
     number, source_number = dataset.number, session.source_number
     shared = dataset.scope is RecordScope.SHARED
-    difference.fill_from_staged(connection, number, source_number, commit.reason, shared=shared)
+    difference.fill_from_staged(connection, number, source_number, commit.reason, shared=shared, up_to=up_to)
     if session.mode is SessionMode.REPLACE:
-        difference.fill_not_staged(connection, number, source_number, Reason.REPLACE)
+        difference.fill_not_staged(connection, number, source_number, Reason.REPLACE, up_to=up_to)
 
 
 def _check_guard(
@@ -313,4 +350,6 @@ def _session(row: Sequence[Any]) -> Session:
         active_time_us=row[7],
         calls=row[8],
         records=row[9],
+        conflict_policy=ConflictPolicy(row[10]),
+        base_revision=row[11],
     )
