@@ -293,17 +293,6 @@ async def test_watch_from_now_leaves_out_what_is_there(command, books):
     assert put["record_id"] == "b"
 
 
-def interrupt(process):
-    """Press Ctrl-C until it is heard: between the question and the read that waits for the answer it is not."""
-    for _ in range(10):
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(1)
-        except subprocess.TimeoutExpired:
-            continue
-        return
-
-
 @pytest.mark.parametrize(("answer", "code"), [(b"n\n", ExitCode.ERROR), (b"\x03", ExitCode.INTERRUPTED)])
 async def test_a_question_is_asked_before_a_dataset_goes(command, books, answer, code):
     master, slave = pty.openpty()
@@ -318,7 +307,7 @@ async def test_a_question_is_asked_before_a_dataset_goes(command, books, answer,
             assert readable, shown
             shown += os.read(master, 65536)
         if answer == b"\x03":
-            interrupt(process)
+            process.send_signal(signal.SIGINT)
         else:
             os.write(master, answer)
         assert process.wait(SECONDS) == code

@@ -26,9 +26,9 @@ def confirm(question: str, *, yes: bool) -> None:
         raise CommandError(
             f"{question} Nobody is there to answer.", code=ExitCode.USAGE, hint="say --yes to go ahead."
         )
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    with _signals_at_once():
+    with _signals_at_once():  # before the question shows, for whoever answers it with Ctrl-C at once
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
         answer = sys.stdin.readline()
     if answer.strip().lower() not in ("y", "yes"):
         raise CommandError("nothing was done")
