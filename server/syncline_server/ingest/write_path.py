@@ -19,7 +19,7 @@ from syncline_server.errors import (
     SynclineError,
 )
 from syncline_server.ingest.committer import Committer
-from syncline_server.ingest.records import CheckedKeys, CheckedRecords, Limits, RecordReader
+from syncline_server.ingest.records import CheckedRecords, Limits, RecordReader
 from syncline_server.model import (
     Commit,
     CommitResult,
@@ -376,18 +376,3 @@ def _prepare_delete(record_ids: Sequence[str], violations: Sequence[Violation]) 
         violations=violations,
         size_bytes=64 * len(places) + COMMIT_OVERHEAD_BYTES,
     )
-
-
-__all__ = [
-    "Action",
-    "CheckedKeys",
-    "DeleteIds",
-    "DeleteValues",
-    "PreparedWrite",
-    "Target",
-    "Upsert",
-    "WritePath",
-    "WriteReport",
-    "check_may_push",
-    "records_invalid",
-]
