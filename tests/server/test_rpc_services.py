@@ -438,6 +438,82 @@ async def test_a_stream_must_say_where_it_goes_and_number_its_calls(books):
     assert set(Refused(raised.value).fields) == {"source", "session_id", "sequence"}
 
 
+async def streamed(wire, opened, *messages):
+    """Answer to messages given by their fields; the first one is told where it goes."""
+
+    async def on_the_wire():
+        for place, fields in enumerate(messages):
+            where = {"source": SOURCE, "session_id": opened.session_id} if place == 0 else {}
+            yield session.StreamSessionRequest(**where, **fields)
+
+    return await wire.session.StreamSession(on_the_wire(), metadata=wire.metadata)
+
+
+async def test_messages_of_a_stream_can_be_checked_only(books):
+    """Issue 2, `validate_only` on StreamSession: as WriteSession, and the stream goes on past invalid records."""
+    opened = await open_session(books, 2)
+    good, bad = upsert(BOOK), upsert(BOOK, b"{}", b"[")
+    answer = await streamed(
+        books,
+        opened,
+        {"action": good, "sequence": 1, "validate_only": True},
+        {"action": bad, "sequence": 1, "validate_only": True},
+        {"action": good, "sequence": 1},
+        {"action": bad, "sequence": 2, "validate_only": True},
+    )
+    assert (answer.calls, answer.records, answer.violations_complete) == (1, 1, True)
+    assert [(invalid.index, invalid.sequence) for invalid in answer.invalid_messages] == [(1, 1), (3, 2)]
+    request = session.WriteSessionRequest(
+        source=SOURCE, session_id=opened.session_id, action=bad, validate_only=True
+    )
+    written = await books.call(books.session.WriteSession, request)
+    for invalid in answer.invalid_messages:
+        assert list(invalid.violations) == list(written.violations)
+        assert {violation.index for violation in invalid.violations} == {1, 2}
+    close = session.CloseSessionRequest(source=SOURCE, session_id=opened.session_id, commit=True, calls=1)
+    assert (await books.call(books.session.CloseSession, close)).created == 1
+
+
+async def test_g16_a_stream_that_only_checks_leaves_nothing(books):
+    opened = await open_session(books, 1)
+    answer = await streamed(books, opened, {"action": upsert(BOOK), "sequence": 1, "validate_only": True})
+    assert (answer.calls, answer.records, answer.revision) == (0, 0, 0)
+    got = await books.call(books.catalog.GetDataset, catalog.GetDatasetRequest(name=DATASET))
+    assert got.dataset.revision == 0
+
+
+async def test_violations_of_a_stream_are_bounded(books):
+    opened = await open_session(books, 2)
+    checked = {"action": upsert(*[b"{}"] * 6_000), "sequence": 1, "validate_only": True}
+    answer = await streamed(books, opened, checked, checked, checked)
+    assert [len(invalid.violations) for invalid in answer.invalid_messages] == [6_000, 4_000]
+    assert not answer.violations_complete
+
+
+async def test_g05_a_streamed_message_with_a_request_id_is_applied_once(books):
+    """On a second stream, as its first message this time, and by WriteSession: one effect, the first answer."""
+    opened = await open_session(books, 1)
+    request_ids = [str(new_request_id()) for _ in range(2)]
+    actions = [upsert(b'{"isbn":"%d"}' % number) for number in range(2)]
+    first, second = (
+        {"action": action, "sequence": place, "request_id": request_id}
+        for place, (action, request_id) in enumerate(zip(actions, request_ids, strict=True), 1)
+    )
+    answer = await streamed(books, opened, first, second)
+    assert (answer.calls, answer.revision) == (2, 2)
+    again = await streamed(books, opened, second)
+    assert (again.calls, again.revision) == (2, 2)
+    write = session.WriteSessionRequest(source=SOURCE, session_id=opened.session_id, **second)
+    assert (await books.call(books.session.WriteSession, write)).revision == 2
+    other = second | {"action": actions[0]}
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await streamed(books, opened, other)
+    assert Refused(raised.value).reason == "REQUEST_ID_REUSED"
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await streamed(books, opened, first | {"request_id": "x"})
+    assert set(Refused(raised.value).fields) == {"request_id"}
+
+
 # -- the server --------------------------------------------------------------------------------------------
 
 

@@ -310,12 +310,27 @@ class StreamSessionRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """`datasets/{dataset}/sources/{source}`. Required in the first message, ignored in the others."""
     session_id: _builtins.str
     """From OpenSession. Required in the first message, ignored in the others."""
     sequence: _builtins.int
-    """Number of this call in the session, from 1, ascending without gaps."""
+    """Number of this call in the session, from 1, ascending without gaps. A message with `validate_only` has
+    one too and does not use it up: the call that carries it out has the same.
+    """
+    request_id: _builtins.str
+    """See PushRequest. Set by the client, a different one for each message; default: none, as `sequence` makes
+    a retry safe already. It may be tried again on another stream or by WriteSession: the same source,
+    session, action and sequence are the same content. Errors: INVALID_ARGUMENT (INVALID_REQUEST,
+    REQUEST_ID_REUSED), FAILED_PRECONDITION (REQUEST_ID_EXPIRED); they end the stream.
+    """
+    validate_only: _builtins.bool
+    """See PushRequest. Set by the client, for this message alone; default: false. The message is checked as
+    WriteSession does: nothing is applied, no call is accepted, and what is wrong with its records is in the
+    answer. What is wrong with the message itself (shape, rights, session, limits) ends the stream.
+    """
     @_builtins.property
     def action(self) -> Global___SessionAction:
         """What to do."""
@@ -327,14 +342,48 @@ class StreamSessionRequest(_message.Message):
         session_id: _builtins.str = ...,
         action: Global___SessionAction | None = ...,
         sequence: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "sequence", b"sequence", "session_id", b"session_id", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "request_id", b"request_id", "sequence", b"sequence", "session_id", b"session_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamSessionRequest: _TypeAlias = StreamSessionRequest  # noqa: Y015
+
+@_typing.final
+class InvalidMessage(_message.Message):
+    """A message of StreamSession that was checked by `validate_only` and would be refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Position of the message on the stream, from 0; all messages count."""
+    sequence: _builtins.int
+    """Its `sequence`."""
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.RecordViolation]:
+        """What is wrong with its records, in order; at least one. `index` is the position in this message."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        violations: _abc.Iterable[_record_pb2.RecordViolation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sequence", b"sequence", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvalidMessage: _TypeAlias = InvalidMessage  # noqa: Y015
 
 @_typing.final
 class StreamSessionResponse(_message.Message):
@@ -345,22 +394,32 @@ class StreamSessionResponse(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    INVALID_MESSAGES_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_COMPLETE_FIELD_NUMBER: _builtins.int
     calls: _builtins.int
     """Number of calls accepted in the session so far."""
     records: _builtins.int
     """Number of records and keys in them."""
     revision: _builtins.int
     """Stream sessions: the newest revision made on this stream. Otherwise 0."""
+    violations_complete: _builtins.bool
+    """False when there were more violations than that; the list then ends early."""
+    @_builtins.property
+    def invalid_messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___InvalidMessage]:
+        """Messages with `validate_only` that would be refused, in order; at most 10,000 violations in all of them."""
+
     def __init__(
         self,
         *,
         calls: _builtins.int = ...,
         records: _builtins.int = ...,
         revision: _builtins.int = ...,
+        invalid_messages: _abc.Iterable[Global___InvalidMessage] | None = ...,
+        violations_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "records", b"records", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "invalid_messages", b"invalid_messages", "records", b"records", "revision", b"revision", "violations_complete", b"violations_complete"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

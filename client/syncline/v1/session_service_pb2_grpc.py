@@ -92,7 +92,8 @@ class SessionServiceServicer(object):
         """Many actions on one stream, for large sets: each message is a WriteSession call of its own, with its own
         `sequence` (required here), applied as it arrives. The answer comes when the client has sent its last
         one. When it breaks, GetSession tells how many calls were accepted; sending accepted ones again is
-        harmless.
+        harmless. Errors: as for WriteSession; the first one ends the stream, and what was accepted before it
+        stays. Messages with `validate_only` go on past invalid records and have them in the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,8 @@ class SessionServiceStub:
     """Many actions on one stream, for large sets: each message is a WriteSession call of its own, with its own
     `sequence` (required here), applied as it arrives. The answer comes when the client has sent its last
     one. When it breaks, GetSession tells how many calls were accepted; sending accepted ones again is
-    harmless.
+    harmless. Errors: as for WriteSession; the first one ends the stream, and what was accepted before it
+    stays. Messages with `validate_only` go on past invalid records and have them in the answer.
     """
     CloseSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CloseSessionRequest, _session_service_pb2.CloseSessionResponse]
     """Commits or discards the session and ends it. Errors: as for Push, SESSION_INVALID, FAILED_PRECONDITION
@@ -79,7 +80,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Many actions on one stream, for large sets: each message is a WriteSession call of its own, with its own
         `sequence` (required here), applied as it arrives. The answer comes when the client has sent its last
         one. When it breaks, GetSession tells how many calls were accepted; sending accepted ones again is
-        harmless.
+        harmless. Errors: as for WriteSession; the first one ends the stream, and what was accepted before it
+        stays. Messages with `validate_only` go on past invalid records and have them in the answer.
         """
 
     @_abc_1.abstractmethod

@@ -2,7 +2,7 @@
 
 # ruff: noqa: N802 - methods are named by the proto
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from syncline.v1 import session_service_pb2 as pb
 from syncline.v1.session_service_pb2_grpc import SessionServiceServicer
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.ingest.write_path import Action, DeleteIds, DeleteValues, Upsert
-from syncline_server.model import ConflictPolicy, Principal, Session, SessionMode
+from syncline_server.model import ConflictPolicy, Principal, Session, SessionMode, Violation
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import (
     Problems,
@@ -103,7 +103,8 @@ class SessionService(SessionServiceServicer):
         """Carry out many actions, each a call of its own, as they arrive."""
         del context
         dataset_id = source_id = session_id = ""
-        calls = revision = 0
+        calls = revision = place = 0
+        invalid = _InvalidMessages()
         async for request in request_iterator:
             problems = begin(request)
             if not session_id:
@@ -115,18 +116,35 @@ class SessionService(SessionServiceServicer):
             action = _action_of(request, problems)
             if request.sequence < 1:
                 problems.add("sequence", "is required, and counts from 1")
+            identity = None
+            if request.request_id:
+                call = _as_call(request, source_name(dataset_id, source_id), session_id)
+                identity = self._request_ids.identity("WriteSession", call, problems)
             problems.raise_any()
             allow_while(partial(Principal.may_push, dataset_id=dataset_id, source_id=source_id))
             report = await self._sessions.write(
-                caller(), dataset_id, source_id, session_id, action, sequence=request.sequence
+                caller(),
+                dataset_id,
+                source_id,
+                session_id,
+                action,
+                sequence=request.sequence,
+                identity=identity,
+                validate_only=request.validate_only,
             )
+            invalid.add(place, request.sequence, report.violations)
             calls = max(calls, report.calls)
             revision = max(revision, report.revision)
+            place += 1
         if not session_id:
-            return pb.StreamSessionResponse()
+            return pb.StreamSessionResponse(violations_complete=True)
         session = await self._sessions.get(caller(), dataset_id, source_id, session_id)
         return pb.StreamSessionResponse(
-            calls=max(calls, session.calls), records=session.records, revision=revision
+            calls=max(calls, session.calls),
+            records=session.records,
+            revision=revision,
+            invalid_messages=invalid.messages,
+            violations_complete=invalid.complete,
         )
 
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
@@ -163,6 +181,41 @@ class SessionService(SessionServiceServicer):
         problems.raise_any()
         session = await self._sessions.get(caller(), dataset_id, source_id, request.session_id)
         return pb.GetSessionResponse(session=_session_out(session, source_name(dataset_id, source_id)))
+
+
+class _InvalidMessages:
+    """Messages that were checked only and found wanting, with MAX_VIOLATIONS in all of them."""
+
+    __slots__ = ("complete", "messages", "room")
+
+    def __init__(self) -> None:
+        self.messages: list[pb.InvalidMessage] = []
+        self.room = MAX_VIOLATIONS
+        self.complete = True
+
+    def add(self, place: int, sequence: int, violations: Sequence[Violation]) -> None:
+        """Take what is wrong with the message at this place, as far as there is room."""
+        told = violations_out(violations[: self.room])
+        if told:
+            self.messages.append(pb.InvalidMessage(index=place, sequence=sequence, violations=told))
+        self.room -= len(told)
+        self.complete = self.complete and len(told) == len(violations)
+
+
+def _as_call(request: pb.StreamSessionRequest, source: str, session_id: str) -> pb.WriteSessionRequest:
+    """The call that a message stands for: what its request id is remembered with.
+
+    Only the first message of a stream has the source and the session in it, and on a second try another
+    message may be the first.
+    """
+    return pb.WriteSessionRequest(
+        source=source,
+        session_id=session_id,
+        action=request.action,
+        sequence=request.sequence,
+        request_id=request.request_id,
+        validate_only=request.validate_only,
+    )
 
 
 def _action_of(request: pb.WriteSessionRequest | pb.StreamSessionRequest, problems: Problems) -> Action:
