@@ -1,5 +1,7 @@
 """Pages of changes, heads, records."""
 
+from itertools import accumulate
+
 import pytest
 
 from support.store_values import Bench, body, deletes, upserts
@@ -64,6 +66,39 @@ async def test_a_large_record_travels_alone(bench: Bench) -> None:
         bench.dataset.number, after="", limit=10, max_bytes=(2 << 20) + 100
     )
     assert ([r.record_id for r in records], more) == (["a", "b"], True)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([10] * 40, id="all small"),
+        pytest.param([10] * 20 + [900] * 20, id="larger than the first ones tell"),
+        pytest.param([900] * 10 + [10] * 30, id="smaller than the first ones tell"),
+        pytest.param([10] * 15 + [50_000] + [10] * 24, id="one that is far larger"),
+        pytest.param([10] * 39 + [50_000], id="the last one far larger"),
+        pytest.param([50_000] + [10] * 39, id="the first one far larger"),
+    ],
+)
+async def test_pages_hold_as_much_as_fits_whatever_the_sizes(bench: Bench, sizes: list[int]) -> None:
+    """However a store finds the end of a page, it is the longest run of changes within both bounds."""
+    names = [f"r{number:02}" for number in range(len(sizes))]
+    weight = {name: len(name) + len(body(name, "9" * size)) for name, size in zip(names, sizes, strict=True)}
+    await bench.put({name: "9" * size for name, size in zip(names, sizes, strict=True)})
+    await bench.remove(*names[::5])
+    order = [name for index, name in enumerate(names) if index % 5] + names[::5]
+    weight |= {name: len(name) for name in names[::5]}
+    weights = [weight[name] for name in order]
+    for max_changes, max_bytes in ((40, 1_000), (40, 6_000), (10, 4_000), (40, 200_000), (1, 10)):
+        seen: list[str] = []
+        after, complete = 0, False
+        while not complete:
+            page = await bench.page(after, max_changes=max_changes, max_bytes=max_bytes)
+            rest = weights[len(seen) :][:max_changes]
+            fitting = sum(1 for total in accumulate(rest) if total <= max_bytes)
+            assert len(page.changes.record_ids) == max(fitting, 1)
+            seen += page.changes.record_ids
+            after, complete = page.last_position, page.complete
+        assert seen == order
 
 
 async def test_g13_the_commit_id_of_a_revision_is_told_with_the_page(bench: Bench) -> None:

@@ -14,41 +14,70 @@ SELECT revision, commit_id, record_count, digest, commit_time_us, purge_revision
 FROM head WHERE dataset_number = ?
 """
 
-# ?1 dataset, ?2 first slot of the dataset, ?3 after position, ?4 most changes, ?5 most bytes, ?6 revision asked about.
-# ``fits`` is the last slot of the page: of all candidates when together they are small enough, otherwise found
-# by a running sum, which reads sizes and no data. The first change fits always. Numbers are listed only when
-# they differ within the page: after a bulk load they do not, and writing them out costs a fifth of the whole.
-_PAGE: Final = """
+# ?1 dataset, ?2 first slot of the dataset, ?3 after position, ?4 most changes, ?5 most bytes, ?6 revision asked about,
+# ?7 most bytes of one record. A page is read up to ``bound``, which is found in one of two ways.
+#
+# ``_SMALL_PAGE`` takes as many changes as are allowed and measures what came out, which makes it one pass.
+# It only tries when a few records tell that they fit (``tried``; NULL: there are none), and gives a newline
+# too much in place of a record that is over ?7, so it never gathers more than ?4 times ?7 bytes.
+# ``_PAGE`` finds the end by a running sum, which reads sizes and no data. The first change fits always.
+_SMALL_PAGE_BOUND: Final = """
+WITH
+sample (tried) AS MATERIALIZED (
+    SELECT sum(size) * ?4 <= ?5 * count(*) FROM (
+        SELECT length(CAST(record_id AS BLOB)) + ifnull(length(data), 0) AS size FROM record
+        WHERE slot > ?2 + ?3 AND slot < ?2 + (1 << 40) ORDER BY slot LIMIT 8)),
+bound (slot, tried) AS MATERIALIZED (
+    SELECT CASE WHEN tried THEN ifnull(
+        (SELECT slot FROM record WHERE slot > ?2 + ?3 AND slot < ?2 + (1 << 40) ORDER BY slot LIMIT 1 OFFSET ?4 - 1),
+        ?2 + (1 << 40) - 1) END, tried FROM sample),
+"""
+_PAGE_BOUND: Final = """
 WITH
 candidate (slot, size) AS MATERIALIZED (
     SELECT slot, length(CAST(record_id AS BLOB)) + ifnull(length(data), 0) FROM record
     WHERE slot > ?2 + ?3 AND slot < ?2 + (1 << 40) ORDER BY slot LIMIT ?4),
-fits (slot) AS MATERIALIZED (
+bound (slot, tried) AS MATERIALIZED (
     SELECT CASE WHEN sum(size) <= ?5 THEN max(slot) ELSE (
         SELECT max(slot) FROM (SELECT slot, sum(size) OVER (ORDER BY slot) AS total,
                                       row_number() OVER (ORDER BY slot) AS number FROM candidate)
-        WHERE total <= ?5 OR number = 1) END
+        WHERE total <= ?5 OR number = 1) END, 1
     FROM candidate),
+"""
+# Every row of a page passes here, so: columns straight off the table, which SQLite walks in the order of slots
+# (a subquery with ORDER BY would copy each row first), and newlines written out, not made by char(10) for each
+# row. Revisions and times never fall from slot to slot, so first and last tell whether they differ. They are
+# listed only then: after a bulk load they do not, and writing them out costs as much as the rest.
+_PAGE_COLUMNS: Final = """
 page AS MATERIALIZED (
-    SELECT count(*) AS changes, max(slot) AS last_slot, max(revision) AS last_revision,
-           min(revision) AS first_revision, min(commit_time_us) AS first_time, max(commit_time_us) AS last_time,
-           max(reason) AS reason, count(data) AS puts,
-           group_concat(record_id, char(10)) AS record_ids,
-           CAST(group_concat(ifnull(data, ''), char(10)) AS BLOB) AS data
-    FROM (SELECT * FROM record WHERE slot > ?2 + ?3 AND slot <= (SELECT slot FROM fits) ORDER BY slot))
+    SELECT count(*) AS changes, max(slot) AS last_slot, max(reason) AS reason, count(data) AS puts,
+           group_concat(record_id, '\n') AS record_ids,
+           CAST(group_concat(CASE WHEN length(data) <= ?7 THEN data WHEN data IS NULL THEN '' ELSE '\n' END, '\n')
+                AS BLOB) AS data
+    FROM record NOT INDEXED WHERE slot > ?2 + ?3 AND slot <= (SELECT slot FROM bound)),
+ends AS MATERIALIZED (
+    SELECT f.revision AS first_revision, l.revision AS last_revision,
+           f.commit_time_us AS first_time, l.commit_time_us AS last_time
+    FROM page LEFT JOIN record l ON l.slot = last_slot
+              LEFT JOIN record f ON f.slot = (SELECT min(slot) FROM record WHERE slot > ?2 + ?3 AND slot <= last_slot))
 SELECT h.revision, h.commit_id, h.record_count, h.digest, h.commit_time_us, h.purge_revision, h.last_position,
        CASE WHEN ?6 = 0 THEN (SELECT substr(incarnation, 1, 8) FROM dataset WHERE number = ?1)
             ELSE (SELECT commit_id FROM revision WHERE dataset_number = ?1 AND revision = ?6) END,
        EXISTS (SELECT 1 FROM record WHERE slot > ifnull(last_slot, ?2 + ?3) AND slot < ?2 + (1 << 40)),
-       page.*,
+       (SELECT tried FROM bound), page.*, ends.*,
        CASE WHEN first_revision < last_revision THEN (SELECT group_concat(revision) FROM (
             SELECT revision FROM record WHERE slot > ?2 + ?3 AND slot <= last_slot ORDER BY slot)) END,
        CASE WHEN first_time < last_time THEN (SELECT group_concat(commit_time_us) FROM (
             SELECT commit_time_us FROM record WHERE slot > ?2 + ?3 AND slot <= last_slot ORDER BY slot)) END,
        CASE WHEN reason > 1 THEN (SELECT group_concat(reason) FROM (
             SELECT reason FROM record WHERE slot > ?2 + ?3 AND slot <= last_slot ORDER BY slot)) END
-FROM head h, page WHERE h.dataset_number = ?1
+FROM head h, page, ends WHERE h.dataset_number = ?1
 """
+_SMALL_PAGE: Final = _SMALL_PAGE_BOUND + _PAGE_COLUMNS
+_PAGE: Final = _PAGE_BOUND + _PAGE_COLUMNS
+_TIMES_THE_MEAN: Final = 8
+"""A record larger than so many times the mean of a full page is not read on trial, which bounds the trial's size."""
+_NO_BOUND: Final = 1 << 62
 
 # Columns come joined by newlines or commas; ids of sources hold neither. Sizes are summed over
 # length(data), which SQLite knows without reading the data.
@@ -65,7 +94,7 @@ sized AS MATERIALIZED (
     FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
 kept AS MATERIALIZED (SELECT number FROM sized WHERE total <= ?3 OR place = 1)
 SELECT h.revision, (SELECT group_concat(f.number) FROM found f WHERE f.number NOT IN (SELECT number FROM kept)), page.*
-FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
+FROM head h, (SELECT group_concat(record_id, '\n'), CAST(group_concat(data, '\n') AS BLOB),
        group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
     SELECT f.record_id, r.data, r.revision, s.source_id, ifnull(r.create_time_us, r.commit_time_us) AS create_time_us, r.commit_time_us
     FROM kept k JOIN found f ON f.number = k.number JOIN record r ON r.slot = (?1 << 40) + f.position
@@ -83,7 +112,7 @@ sized AS MATERIALIZED (
     FROM found f JOIN record r ON r.slot = (?1 << 40) + f.position),
 kept AS MATERIALIZED (SELECT * FROM sized WHERE (total <= ?4 OR place = 1) AND place <= ?3)
 SELECT h.revision, (SELECT count(*) FROM found) > (SELECT count(*) FROM kept), page.*
-FROM head h, (SELECT group_concat(record_id, char(10)), CAST(group_concat(data, char(10)) AS BLOB),
+FROM head h, (SELECT group_concat(record_id, '\n'), CAST(group_concat(data, '\n') AS BLOB),
        group_concat(revision), group_concat(source_id), group_concat(create_time_us), group_concat(commit_time_us) FROM (
     SELECT k.record_id, r.data, r.revision, s.source_id, ifnull(r.create_time_us, r.commit_time_us) AS create_time_us, r.commit_time_us
     FROM kept k JOIN record r ON r.slot = (?1 << 40) + k.position
@@ -111,29 +140,46 @@ def read_changes(
 ) -> Page:
     """Read a page of changes. Raises NotFound."""
     first_slot = dataset_number << SLOT_BITS
-    row = connection.execute(
-        _PAGE, (dataset_number, first_slot, after, max_changes, max_bytes, seen_revision)
-    ).fetchone()
+    largest = _TIMES_THE_MEAN * max_bytes // max_changes
+    asked = (dataset_number, first_slot, after, max_changes, max_bytes, seen_revision)
+    row = connection.execute(_SMALL_PAGE, (*asked, largest)).fetchone()
     if row is None:
         raise dataset_not_found()
-    head, seen_commit_id = head_of(row[:7]), row[7]
-    more, count, last_slot, last_revision = row[8:12]
+    changes = _changes(row[10:]) if row[9] != 0 else None
+    if changes is None or _size(row[14:16]) > max_bytes:
+        row = connection.execute(_PAGE, (*asked, _NO_BOUND)).fetchone()
+        if row is None:
+            raise dataset_not_found()
+        changes = _changes(row[10:])
+        assert changes is not None
+    count, last_slot, last_revision = row[10], row[11], row[17]
     return Page(
-        changes=_changes(row[9:]),
+        changes=changes,
         last_position=last_slot - first_slot if count else after,
         last_revision=last_revision or 0,
-        complete=not more,
-        head=head,
-        seen_commit_id=seen_commit_id,
+        complete=not row[8],
+        head=head_of(row[:7]),
+        seen_commit_id=row[7],
     )
 
 
-def _changes(page: Sequence[Any]) -> Changes:
-    count, _, last_revision, first_revision, first_time, last_time, reason, puts, ids, data, *rest = page
+def _size(columns: tuple[str | None, bytes | None]) -> int:
+    """Bytes of ids and data that were joined by newlines, without the newlines."""
+    ids, data = columns
+    if ids is None or data is None:
+        return 0
+    return len(ids.encode()) + len(data) - 2 * ids.count("\n")
+
+
+def _changes(page: Sequence[Any]) -> Changes | None:
+    """The changes of a page; None when one of them was left out because of its size."""
+    count, _, reason, puts, ids, data, first_revision, last_revision, first_time, last_time, *rest = page
     if not count:
         return Changes(record_ids=[], data=[], revisions=[], commit_times_us=[])
-    revisions, times, reasons = rest
     bodies = data.split(b"\n")
+    if len(bodies) != count:
+        return None
+    revisions, times, reasons = rest
     return Changes(
         record_ids=ids.split("\n"),
         data=bodies,
