@@ -171,11 +171,61 @@ class Source:
     create_time_us: int = 0
     update_time_us: int = 0
     last_received_us: int | None = None
+    expect_every_us: int | None = None
+    """How often each of its producers is expected to be heard from."""
 
     @property
     def etag(self) -> str:
         """Names this version of the settings."""
         return f'"{self.number}-{self.generation}"'
+
+
+class ProducerState(enum.IntEnum):
+    """Whether a producer is heard from; the numbers are those of ``syncline.v1.Producer.State``."""
+
+    UNKNOWN = 1
+    ALIVE = 2
+    LATE = 3
+    LOST = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Producer:
+    """One that numbers its writes into a source: the facts that are stored."""
+
+    number: int
+    """The store's own number, never used again after a delete."""
+    source_number: int
+    dataset_id: str
+    source_id: str
+    producer_id: str
+    epoch: int
+    last_sequence: int
+    """Of its last durable reading; numbers go on over epochs."""
+    create_time_us: int
+    open_time_us: int
+    last_received_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerWrite:
+    """The numbers of the readings that a commit brings, refused ones included."""
+
+    producer_number: int
+    epoch: int
+    first_sequence: int
+    last_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """How far a replica of a dataset has come, as it last reported."""
+
+    dataset_number: int
+    replica_id: str
+    key_id: str
+    revision: int
+    report_time_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +372,8 @@ class Commit:
     """Of the call in the session; 0: the next."""
     size_bytes: int = 0
     """What it weighs in the queue."""
+    producer: ProducerWrite | None = None
+    """In place of an identity: what makes a retry of numbered readings recognisable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,6 +431,19 @@ class Page:
     head: Head
     seen_commit_id: bytes | None
     """Commit id that the store has for the revision asked about; None: it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryPage:
+    """Ids, revisions and value hashes of live records in a range of ids, from one snapshot."""
+
+    record_ids: Sequence[str]
+    revisions: Sequence[int]
+    hashes: Sequence[bytes]
+    more: bool
+    """The range goes on after the last of them."""
+    revision: int
+    """The dataset's, in that snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ def test_released_steps_never_change() -> None:
     released = {
         "0001_initial": "1153e9b2c6b7c06a6de461f473b756c34e430b1644d79a27c74beefaa906d669",
         "0002_session_conflicts": "aa51511a1fe552ce8a65c7c2a2ad889f177a4e1707da92ba5e885946ba1cb913",
+        "0003_live": "efa3c0e9647808a6acf45eabb11b410c446b7e892de8fc498cff00d2503303af",
     }
     found = load_migrations(schema.PACKAGE)
     assert {f"{m.version:04d}_{m.name}": m.checksum for m in found} == released
@@ -126,7 +127,7 @@ async def test_migrate_tells_what_it_does(tmp_path: Path) -> None:
         admin.migrate(backend.path)
     backend.path.parent.mkdir(parents=True)
     backend.path.touch()
-    steps = ["0001 initial", "0002 session_conflicts"]
+    steps = ["0001 initial", "0002 session_conflicts", "0003 live"]
     assert admin.migrate(backend.path, dry_run=True) == steps
     assert admin.migrate(backend.path) == steps
     assert admin.migrate(backend.path) == []

@@ -33,7 +33,7 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     CHANGE_KIND_DELETE: _ChangeKind.ValueType  # 2
     """The record is gone."""
     CHANGE_KIND_REMOVE: _ChangeKind.ValueType  # 3
-    """The record does not match the subscriber's filter (any more). Reserved for filtered subscriptions."""
+    """The record does not match the subscription's filter (any more): drop it if it is there."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
     """What a change does to a copy."""
@@ -45,7 +45,7 @@ CHANGE_KIND_PUT: ChangeKind.ValueType  # 1
 CHANGE_KIND_DELETE: ChangeKind.ValueType  # 2
 """The record is gone."""
 CHANGE_KIND_REMOVE: ChangeKind.ValueType  # 3
-"""The record does not match the subscriber's filter (any more). Reserved for filtered subscriptions."""
+"""The record does not match the subscription's filter (any more): drop it if it is there."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 class _ChangeReason:
@@ -141,6 +141,7 @@ class Changes(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    FOLDED_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
     """The batch continues where the last one ended: equal to its `to_revision`; 0 at the start from empty."""
     to_revision: _builtins.int
@@ -151,13 +152,19 @@ class Changes(_message.Message):
     """The commit `to_revision` is not complete yet."""
     token: _builtins.bytes
     """Resumes after this batch. Empty when a checkpoint with a token follows in the same message."""
+    folded: _builtins.int
+    """Number of changes of this stretch that are not in the batch because newer ones of the same records came
+    after them. 0 in the first copy, which has no before.
+    """
     @_builtins.property
     def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the changed records."""
+        """Ids of the changed records. Under a filter: PUT for those that match, REMOVE for those that may have
+        matched before and do not now, DELETE for those that are gone.
+        """
 
     @_builtins.property
     def data(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Their canonical JSON; empty for DELETE and REMOVE."""
+        """Their canonical JSON, under a `read_mask` the part that it names; empty for DELETE and REMOVE."""
 
     @_builtins.property
     def revisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -188,10 +195,11 @@ class Changes(_message.Message):
         kinds: _abc.Iterable[Global___ChangeKind.ValueType] | None = ...,
         reasons: _abc.Iterable[Global___ChangeReason.ValueType] | None = ...,
         token: _builtins.bytes = ...,
+        folded: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_times_us", b"commit_times_us", "data", b"data", "from_revision", b"from_revision", "kinds", b"kinds", "partial", b"partial", "reasons", b"reasons", "record_ids", b"record_ids", "revisions", b"revisions", "to_revision", b"to_revision", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_times_us", b"commit_times_us", "data", b"data", "folded", b"folded", "from_revision", b"from_revision", "kinds", b"kinds", "partial", b"partial", "reasons", b"reasons", "record_ids", b"record_ids", "revisions", b"revisions", "to_revision", b"to_revision", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,7 +207,7 @@ Global___Changes: _TypeAlias = Changes  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
-    """The copy now equals the dataset at `revision`."""
+    """The copy now equals the dataset at `revision`, restricted to the filter and the read mask that it has."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,8 +222,9 @@ class Checkpoint(_message.Message):
     record_count: _builtins.int
     """Number of records that the copy must hold."""
     digest: _builtins.bytes
-    """16 bytes, big-endian: the sum modulo 2^128, over all records, of
-    BLAKE2b-128(record_id ‖ 0x00 ‖ revision as 8 bytes big-endian ‖ BLAKE2b-128(data)).
+    """16 bytes, big-endian: the sum modulo 2^128, over all records of the copy, of
+    BLAKE2b-128(record_id ‖ 0x00 ‖ revision as 8 bytes big-endian ‖ BLAKE2b-128(data)), with the data as
+    this copy has it. Empty, and `record_count` -1, only where Accepted.unverified was said.
     """
     token: _builtins.bytes
     """Resumes after this checkpoint."""

@@ -23,10 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from syncline.v1 import record_pb2 as syncline_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esyncline/v1/push_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x18syncline/v1/record.proto\"\xba\x01\n\x0bPushRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07records\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x01\x12\x30\n\nconditions\x18\x03 \x03(\x0b\x32\x16.syncline.v1.ConditionB\x04\xe2\x41\x01\x01\x12\x15\n\x07partial\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xce\x01\n\x0cPushResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x04 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\x12!\n\x13violations_complete\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\"{\n\x15\x44\x65leteByValuesRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07records\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xb5\x01\n\x16\x44\x65leteByValuesResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x04 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\"{\n\x12\x44\x65leteByIdsRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"z\n\x13\x44\x65leteByIdsResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x32\xf7\x01\n\x0bPushService\x12;\n\x04Push\x12\x18.syncline.v1.PushRequest\x1a\x19.syncline.v1.PushResponse\x12Y\n\x0e\x44\x65leteByValues\x12\".syncline.v1.DeleteByValuesRequest\x1a#.syncline.v1.DeleteByValuesResponse\x12P\n\x0b\x44\x65leteByIds\x12\x1f.syncline.v1.DeleteByIdsRequest\x1a .syncline.v1.DeleteByIdsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esyncline/v1/push_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x18syncline/v1/record.proto\"\xba\x01\n\x0bPushRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07records\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x01\x12\x30\n\nconditions\x18\x03 \x03(\x0b\x32\x16.syncline.v1.ConditionB\x04\xe2\x41\x01\x01\x12\x15\n\x07partial\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xce\x01\n\x0cPushResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x04 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\x12!\n\x13violations_complete\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\"{\n\x15\x44\x65leteByValuesRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07records\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xb5\x01\n\x16\x44\x65leteByValuesResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x04 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\"{\n\x12\x44\x65leteByIdsRequest\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"z\n\x13\x44\x65leteByIdsResponse\x12\x16\n\x08revision\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x03 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\"\x80\x01\n\x11PushStreamRequest\x12/\n\x04open\x18\x01 \x01(\x0b\x32\x19.syncline.v1.OpenProducerB\x04\xe2\x41\x01\x01H\x00\x12/\n\x08readings\x18\x02 \x01(\x0b\x32\x15.syncline.v1.ReadingsB\x04\xe2\x41\x01\x01H\x00\x42\t\n\x07message\"\xa9\x01\n\x0cOpenProducer\x12\x14\n\x06source\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bproducer_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05\x65poch\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x1c\n\x0eprevious_epoch\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"?\n\x08Readings\x12\x1c\n\x0e\x66irst_sequence\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x15\n\x07records\x18\x02 \x03(\x0c\x42\x04\xe2\x41\x01\x02\"\xa1\x01\n\x12PushStreamResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x13.syncline.v1.OpenedB\x04\xe2\x41\x01\x03\x12+\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.syncline.v1.ReadingsAckB\x04\xe2\x41\x01\x03\x12\x33\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32\x1c.syncline.v1.ProducerControlB\x04\xe2\x41\x01\x03\"|\n\x06Opened\x12\x13\n\x05\x65poch\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rlast_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12$\n\x16previous_last_sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x63redit_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xcb\x01\n\x0bReadingsAck\x12\x1b\n\rlast_sequence\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x66irst_sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x08statuses\x18\x04 \x03(\x0e\x32\x19.syncline.v1.RecordStatusB\x04\xe2\x41\x01\x03\x12\x36\n\nviolations\x18\x05 \x03(\x0b\x32\x1c.syncline.v1.RecordViolationB\x04\xe2\x41\x01\x03\"\xa7\x01\n\x0fProducerControl\x12.\n\x05pause\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12)\n\x07refused\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x65xpected_sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\ngoing_away\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03\x32\xca\x02\n\x0bPushService\x12;\n\x04Push\x12\x18.syncline.v1.PushRequest\x1a\x19.syncline.v1.PushResponse\x12Y\n\x0e\x44\x65leteByValues\x12\".syncline.v1.DeleteByValuesRequest\x1a#.syncline.v1.DeleteByValuesResponse\x12P\n\x0b\x44\x65leteByIds\x12\x1f.syncline.v1.DeleteByIdsRequest\x1a .syncline.v1.DeleteByIdsResponse\x12Q\n\nPushStream\x12\x1e.syncline.v1.PushStreamRequest\x1a\x1f.syncline.v1.PushStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,18 +87,84 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEBYIDSRESPONSE'].fields_by_name['record_ids']._serialized_options = b'\342A\001\003'
   _globals['_DELETEBYIDSRESPONSE'].fields_by_name['statuses']._loaded_options = None
   _globals['_DELETEBYIDSRESPONSE'].fields_by_name['statuses']._serialized_options = b'\342A\001\003'
-  _globals['_PUSHREQUEST']._serialized_start=107
-  _globals['_PUSHREQUEST']._serialized_end=293
-  _globals['_PUSHRESPONSE']._serialized_start=296
-  _globals['_PUSHRESPONSE']._serialized_end=502
-  _globals['_DELETEBYVALUESREQUEST']._serialized_start=504
-  _globals['_DELETEBYVALUESREQUEST']._serialized_end=627
-  _globals['_DELETEBYVALUESRESPONSE']._serialized_start=630
-  _globals['_DELETEBYVALUESRESPONSE']._serialized_end=811
-  _globals['_DELETEBYIDSREQUEST']._serialized_start=813
-  _globals['_DELETEBYIDSREQUEST']._serialized_end=936
-  _globals['_DELETEBYIDSRESPONSE']._serialized_start=938
-  _globals['_DELETEBYIDSRESPONSE']._serialized_end=1060
-  _globals['_PUSHSERVICE']._serialized_start=1063
-  _globals['_PUSHSERVICE']._serialized_end=1310
+  _globals['_PUSHSTREAMREQUEST'].fields_by_name['open']._loaded_options = None
+  _globals['_PUSHSTREAMREQUEST'].fields_by_name['open']._serialized_options = b'\342A\001\001'
+  _globals['_PUSHSTREAMREQUEST'].fields_by_name['readings']._loaded_options = None
+  _globals['_PUSHSTREAMREQUEST'].fields_by_name['readings']._serialized_options = b'\342A\001\001'
+  _globals['_OPENPRODUCER'].fields_by_name['source']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['source']._serialized_options = b'\342A\001\002'
+  _globals['_OPENPRODUCER'].fields_by_name['producer_id']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['producer_id']._serialized_options = b'\342A\001\002'
+  _globals['_OPENPRODUCER'].fields_by_name['epoch']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['epoch']._serialized_options = b'\342A\001\001'
+  _globals['_OPENPRODUCER'].fields_by_name['previous_epoch']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['previous_epoch']._serialized_options = b'\342A\001\001'
+  _globals['_OPENPRODUCER'].fields_by_name['validate_only']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_OPENPRODUCER'].fields_by_name['request_id']._loaded_options = None
+  _globals['_OPENPRODUCER'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
+  _globals['_READINGS'].fields_by_name['first_sequence']._loaded_options = None
+  _globals['_READINGS'].fields_by_name['first_sequence']._serialized_options = b'\342A\001\002'
+  _globals['_READINGS'].fields_by_name['records']._loaded_options = None
+  _globals['_READINGS'].fields_by_name['records']._serialized_options = b'\342A\001\002'
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['opened']._loaded_options = None
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['opened']._serialized_options = b'\342A\001\003'
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['ack']._loaded_options = None
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['ack']._serialized_options = b'\342A\001\003'
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['control']._loaded_options = None
+  _globals['_PUSHSTREAMRESPONSE'].fields_by_name['control']._serialized_options = b'\342A\001\003'
+  _globals['_OPENED'].fields_by_name['epoch']._loaded_options = None
+  _globals['_OPENED'].fields_by_name['epoch']._serialized_options = b'\342A\001\003'
+  _globals['_OPENED'].fields_by_name['last_sequence']._loaded_options = None
+  _globals['_OPENED'].fields_by_name['last_sequence']._serialized_options = b'\342A\001\003'
+  _globals['_OPENED'].fields_by_name['previous_last_sequence']._loaded_options = None
+  _globals['_OPENED'].fields_by_name['previous_last_sequence']._serialized_options = b'\342A\001\003'
+  _globals['_OPENED'].fields_by_name['credit_bytes']._loaded_options = None
+  _globals['_OPENED'].fields_by_name['credit_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_READINGSACK'].fields_by_name['last_sequence']._loaded_options = None
+  _globals['_READINGSACK'].fields_by_name['last_sequence']._serialized_options = b'\342A\001\003'
+  _globals['_READINGSACK'].fields_by_name['revision']._loaded_options = None
+  _globals['_READINGSACK'].fields_by_name['revision']._serialized_options = b'\342A\001\003'
+  _globals['_READINGSACK'].fields_by_name['first_sequence']._loaded_options = None
+  _globals['_READINGSACK'].fields_by_name['first_sequence']._serialized_options = b'\342A\001\003'
+  _globals['_READINGSACK'].fields_by_name['statuses']._loaded_options = None
+  _globals['_READINGSACK'].fields_by_name['statuses']._serialized_options = b'\342A\001\003'
+  _globals['_READINGSACK'].fields_by_name['violations']._loaded_options = None
+  _globals['_READINGSACK'].fields_by_name['violations']._serialized_options = b'\342A\001\003'
+  _globals['_PRODUCERCONTROL'].fields_by_name['pause']._loaded_options = None
+  _globals['_PRODUCERCONTROL'].fields_by_name['pause']._serialized_options = b'\342A\001\003'
+  _globals['_PRODUCERCONTROL'].fields_by_name['refused']._loaded_options = None
+  _globals['_PRODUCERCONTROL'].fields_by_name['refused']._serialized_options = b'\342A\001\003'
+  _globals['_PRODUCERCONTROL'].fields_by_name['expected_sequence']._loaded_options = None
+  _globals['_PRODUCERCONTROL'].fields_by_name['expected_sequence']._serialized_options = b'\342A\001\003'
+  _globals['_PRODUCERCONTROL'].fields_by_name['going_away']._loaded_options = None
+  _globals['_PRODUCERCONTROL'].fields_by_name['going_away']._serialized_options = b'\342A\001\003'
+  _globals['_PUSHREQUEST']._serialized_start=164
+  _globals['_PUSHREQUEST']._serialized_end=350
+  _globals['_PUSHRESPONSE']._serialized_start=353
+  _globals['_PUSHRESPONSE']._serialized_end=559
+  _globals['_DELETEBYVALUESREQUEST']._serialized_start=561
+  _globals['_DELETEBYVALUESREQUEST']._serialized_end=684
+  _globals['_DELETEBYVALUESRESPONSE']._serialized_start=687
+  _globals['_DELETEBYVALUESRESPONSE']._serialized_end=868
+  _globals['_DELETEBYIDSREQUEST']._serialized_start=870
+  _globals['_DELETEBYIDSREQUEST']._serialized_end=993
+  _globals['_DELETEBYIDSRESPONSE']._serialized_start=995
+  _globals['_DELETEBYIDSRESPONSE']._serialized_end=1117
+  _globals['_PUSHSTREAMREQUEST']._serialized_start=1120
+  _globals['_PUSHSTREAMREQUEST']._serialized_end=1248
+  _globals['_OPENPRODUCER']._serialized_start=1251
+  _globals['_OPENPRODUCER']._serialized_end=1420
+  _globals['_READINGS']._serialized_start=1422
+  _globals['_READINGS']._serialized_end=1485
+  _globals['_PUSHSTREAMRESPONSE']._serialized_start=1488
+  _globals['_PUSHSTREAMRESPONSE']._serialized_end=1649
+  _globals['_OPENED']._serialized_start=1651
+  _globals['_OPENED']._serialized_end=1775
+  _globals['_READINGSACK']._serialized_start=1778
+  _globals['_READINGSACK']._serialized_end=1981
+  _globals['_PRODUCERCONTROL']._serialized_start=1984
+  _globals['_PRODUCERCONTROL']._serialized_end=2151
+  _globals['_PUSHSERVICE']._serialized_start=2154
+  _globals['_PUSHSERVICE']._serialized_end=2484
 # @@protoc_insertion_point(module_scope)

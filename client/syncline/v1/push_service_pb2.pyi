@@ -5,8 +5,10 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from syncline.v1 import record_pb2 as _record_pb2
 import builtins as _builtins
 import sys
@@ -263,3 +265,271 @@ class DeleteByIdsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteByIdsResponse: _TypeAlias = DeleteByIdsResponse  # noqa: Y015
+
+@_typing.final
+class PushStreamRequest(_message.Message):
+    """One message of PushStream from the producer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    READINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___OpenProducer:
+        """The first message, and only the first."""
+
+    @_builtins.property
+    def readings(self) -> Global___Readings:
+        """Readings."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___OpenProducer | None = ...,
+        readings: Global___Readings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "open", b"open", "readings", b"readings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "open", b"open", "readings", b"readings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "readings"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___PushStreamRequest: _TypeAlias = PushStreamRequest  # noqa: Y015
+
+@_typing.final
+class OpenProducer(_message.Message):
+    """Opens a producer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EPOCH_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """`datasets/{dataset}/sources/{source}`."""
+    producer_id: _builtins.str
+    """Its own within the source, chosen by the client: 1 to 128 characters, letters, digits and `._-`. Made when it is
+    new, remembered without limit.
+    """
+    epoch: _builtins.int
+    """Go on with this epoch, after a broken link: FAILED_PRECONDITION (PRODUCER_FENCED) when a newer one was opened.
+    0 (default): a new epoch, which fences all earlier ones; for every start of the producer's process.
+    """
+    previous_epoch: _builtins.int
+    """With a new epoch: the one in which readings were numbered that may or may not have arrived. The answer
+    tells how far that one came. 0 (default): none.
+    """
+    validate_only: _builtins.bool
+    """Refuse nothing but the stream: FAILED_PRECONDITION when the producer would be fenced, and no effect otherwise.
+    The stream ends after Opened. Default: false.
+    """
+    request_id: _builtins.str
+    """See PushRequest. Not needed: opening twice is harmless, and readings are known by their numbers."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        producer_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        previous_epoch: _builtins.int = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "previous_epoch", b"previous_epoch", "producer_id", b"producer_id", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenProducer: _TypeAlias = OpenProducer  # noqa: Y015
+
+@_typing.final
+class Readings(_message.Message):
+    """Readings, one after another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    first_sequence: _builtins.int
+    """Number of the first; the others follow. The next one to be sent is Opened.last_sequence + 1. Numbers that were
+    acknowledged before are not applied again.
+    """
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As PushRequest.records, with the same limits a message. One that is not valid is refused by itself, and its
+        number is used up.
+        """
+
+    def __init__(
+        self,
+        *,
+        first_sequence: _builtins.int = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Readings: _TypeAlias = Readings  # noqa: Y015
+
+@_typing.final
+class PushStreamResponse(_message.Message):
+    """One message of PushStream from the server: whatever was ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> Global___Opened:
+        """First message."""
+
+    @_builtins.property
+    def ack(self) -> Global___ReadingsAck:
+        """Durable are all readings up to here."""
+
+    @_builtins.property
+    def control(self) -> Global___ProducerControl:
+        """What the producer is to do."""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___Opened | None = ...,
+        ack: Global___ReadingsAck | None = ...,
+        control: Global___ProducerControl | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "control", b"control", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "control", b"control", "opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushStreamResponse: _TypeAlias = PushStreamResponse  # noqa: Y015
+
+@_typing.final
+class Opened(_message.Message):
+    """A producer was opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CREDIT_BYTES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Its epoch."""
+    last_sequence: _builtins.int
+    """Number of the last reading that is durable, in any epoch; 0: none. Numbers go on over epochs."""
+    previous_last_sequence: _builtins.int
+    """Number of the last reading that became durable in `previous_epoch` or before it. Readings numbered in that epoch and above
+    this have not been applied and never will be under their numbers: number them anew.
+    """
+    credit_bytes: _builtins.int
+    """Bytes of readings that may be sent and not acknowledged yet."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        previous_last_sequence: _builtins.int = ...,
+        credit_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_bytes", b"credit_bytes", "epoch", b"epoch", "last_sequence", b"last_sequence", "previous_last_sequence", b"previous_last_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Opened: _TypeAlias = Opened  # noqa: Y015
+
+@_typing.final
+class ReadingsAck(_message.Message):
+    """Readings are durable. The columns have an entry for each reading from `first_sequence` to `last_sequence`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    last_sequence: _builtins.int
+    """All readings up to and including this one are durable, or were refused and will not come again."""
+    revision: _builtins.int
+    """The revision of their commit, or when nothing changed the dataset's newest. 0 for repeats."""
+    first_sequence: _builtins.int
+    """Where the columns begin; above `last_sequence` when they are empty, which says: repeats."""
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[_record_pb2.RecordStatus.ValueType]:
+        """What became of each: CREATED, UPDATED, UNCHANGED, SUPERSEDED (by a later reading of the same commit) or INVALID."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.RecordViolation]:
+        """What is wrong with the refused ones; `index` counts from `first_sequence`."""
+
+    def __init__(
+        self,
+        *,
+        last_sequence: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        statuses: _abc.Iterable[_record_pb2.RecordStatus.ValueType] | None = ...,
+        violations: _abc.Iterable[_record_pb2.RecordViolation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "revision", b"revision", "statuses", b"statuses", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadingsAck: _TypeAlias = ReadingsAck  # noqa: Y015
+
+@_typing.final
+class ProducerControl(_message.Message):
+    """What the producer is to do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    EXPECTED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    GOING_AWAY_FIELD_NUMBER: _builtins.int
+    expected_sequence: _builtins.int
+    """With `refused`, and when it is over: the next number to send."""
+    going_away: _builtins.bool
+    """The server is about to end the stream in an orderly way: open again, with the same epoch."""
+    @_builtins.property
+    def pause(self) -> _duration_pb2.Duration:
+        """Send nothing for so long: the server is behind. What is under way is taken."""
+
+    @_builtins.property
+    def refused(self) -> _status_pb2.Status:
+        """The source refuses readings for now, with this (SOURCE_DISABLED): keep them, and go on when a control without
+        it comes. Readings under way were not applied and have to be sent again from `expected_sequence`.
+        """
+
+    def __init__(
+        self,
+        *,
+        pause: _duration_pb2.Duration | None = ...,
+        refused: _status_pb2.Status | None = ...,
+        expected_sequence: _builtins.int = ...,
+        going_away: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_sequence", b"expected_sequence", "going_away", b"going_away", "pause", b"pause", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProducerControl: _TypeAlias = ProducerControl  # noqa: Y015

@@ -57,6 +57,11 @@ class PushServiceStub(object):
                 request_serializer=syncline_dot_v1_dot_push__service__pb2.DeleteByIdsRequest.SerializeToString,
                 response_deserializer=syncline_dot_v1_dot_push__service__pb2.DeleteByIdsResponse.FromString,
                 _registered_method=True)
+        self.PushStream = channel.stream_stream(
+                '/syncline.v1.PushService/PushStream',
+                request_serializer=syncline_dot_v1_dot_push__service__pb2.PushStreamRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_push__service__pb2.PushStreamResponse.FromString,
+                _registered_method=True)
 
 
 class PushServiceServicer(object):
@@ -92,6 +97,16 @@ class PushServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushStream(self, request_iterator, context):
+        """Readings of a producer up, durable acknowledgements down, each reading applied exactly once whatever happens
+        to the link, the server or the producer. The first message opens the producer; then readings, numbered
+        without gaps. Errors of the stream, all of which leave what was acknowledged as it is: as for Push, and
+        OUT_OF_RANGE (SEQUENCE_GAP, metadata `expected`), FAILED_PRECONDITION (PRODUCER_FENCED: a newer epoch was opened).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PushServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +124,11 @@ def add_PushServiceServicer_to_server(servicer, server):
                     servicer.DeleteByIds,
                     request_deserializer=syncline_dot_v1_dot_push__service__pb2.DeleteByIdsRequest.FromString,
                     response_serializer=syncline_dot_v1_dot_push__service__pb2.DeleteByIdsResponse.SerializeToString,
+            ),
+            'PushStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PushStream,
+                    request_deserializer=syncline_dot_v1_dot_push__service__pb2.PushStreamRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_push__service__pb2.PushStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -200,6 +220,33 @@ class PushService(object):
             '/syncline.v1.PushService/DeleteByIds',
             syncline_dot_v1_dot_push__service__pb2.DeleteByIdsRequest.SerializeToString,
             syncline_dot_v1_dot_push__service__pb2.DeleteByIdsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/syncline.v1.PushService/PushStream',
+            syncline_dot_v1_dot_push__service__pb2.PushStreamRequest.SerializeToString,
+            syncline_dot_v1_dot_push__service__pb2.PushStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,12 @@ class PushServiceStub:
     """
     DeleteByIds: _aio.UnaryUnaryMultiCallable[_push_service_pb2.DeleteByIdsRequest, _push_service_pb2.DeleteByIdsResponse]
     """Deletes records by id."""
+    PushStream: _aio.StreamStreamMultiCallable[_push_service_pb2.PushStreamRequest, _push_service_pb2.PushStreamResponse]
+    """Readings of a producer up, durable acknowledgements down, each reading applied exactly once whatever happens
+    to the link, the server or the producer. The first message opens the producer; then readings, numbered
+    without gaps. Errors of the stream, all of which leave what was acknowledged as it is: as for Push, and
+    OUT_OF_RANGE (SEQUENCE_GAP, metadata `expected`), FAILED_PRECONDITION (PRODUCER_FENCED: a newer epoch was opened).
+    """
 
 class PushServiceServicer(metaclass=_abc_1.ABCMeta):
     """Writes outside sessions. Needs a PUSH key of the source or an ADMIN key. The order of checks is: shape
@@ -69,5 +75,17 @@ class PushServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_push_service_pb2.DeleteByIdsRequest, _abc.Awaitable[_push_service_pb2.DeleteByIdsResponse]],
     ) -> _abc.Awaitable[_push_service_pb2.DeleteByIdsResponse]:
         """Deletes records by id."""
+
+    @_abc_1.abstractmethod
+    def PushStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_push_service_pb2.PushStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_push_service_pb2.PushStreamRequest], _abc.AsyncIterator[_push_service_pb2.PushStreamResponse]],
+    ) -> _abc.AsyncIterator[_push_service_pb2.PushStreamResponse]:
+        """Readings of a producer up, durable acknowledgements down, each reading applied exactly once whatever happens
+        to the link, the server or the producer. The first message opens the producer; then readings, numbered
+        without gaps. Errors of the stream, all of which leave what was acknowledged as it is: as for Push, and
+        OUT_OF_RANGE (SEQUENCE_GAP, metadata `expected`), FAILED_PRECONDITION (PRODUCER_FENCED: a newer epoch was opened).
+        """
 
 def add_PushServiceServicer_to_server(servicer: PushServiceServicer, server: _aio.Server) -> None: ...

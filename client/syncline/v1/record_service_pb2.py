@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from syncline.v1 import record_pb2 as syncline_dot_v1_dot_record__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n syncline/v1/record_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x18syncline/v1/record.proto\"^\n\x10GetRecordRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmin_revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\">\n\x11GetRecordResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\"e\n\x16\x42\x61tchGetRecordsRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmin_revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xa0\x01\n\x17\x42\x61tchGetRecordsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\x12 \n\x12missing_record_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x1f\n\x11unread_record_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\"z\n\x12ListRecordsRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cmin_revision\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"x\n\x13ListRecordsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x32\x8b\x02\n\rRecordService\x12J\n\tGetRecord\x12\x1d.syncline.v1.GetRecordRequest\x1a\x1e.syncline.v1.GetRecordResponse\x12\\\n\x0f\x42\x61tchGetRecords\x12#.syncline.v1.BatchGetRecordsRequest\x1a$.syncline.v1.BatchGetRecordsResponse\x12P\n\x0bListRecords\x12\x1f.syncline.v1.ListRecordsRequest\x1a .syncline.v1.ListRecordsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n syncline/v1/record_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x18syncline/v1/record.proto\"^\n\x10GetRecordRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\trecord_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmin_revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\">\n\x11GetRecordResponse\x12)\n\x06record\x18\x01 \x01(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\"\x9a\x01\n\x16\x42\x61tchGetRecordsRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrecord_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0cmin_revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x33\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"\xa0\x01\n\x17\x42\x61tchGetRecordsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\x12 \n\x12missing_record_ids\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12\x1f\n\x11unread_record_ids\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\xc5\x01\n\x12ListRecordsRequest\x12\x15\n\x07\x64\x61taset\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cmin_revision\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\"x\n\x13ListRecordsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x13.syncline.v1.RecordB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x32\x8b\x02\n\rRecordService\x12J\n\tGetRecord\x12\x1d.syncline.v1.GetRecordRequest\x1a\x1e.syncline.v1.GetRecordResponse\x12\\\n\x0f\x42\x61tchGetRecords\x12#.syncline.v1.BatchGetRecordsRequest\x1a$.syncline.v1.BatchGetRecordsResponse\x12P\n\x0bListRecords\x12\x1f.syncline.v1.ListRecordsRequest\x1a .syncline.v1.ListRecordsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHGETRECORDSREQUEST'].fields_by_name['record_ids']._serialized_options = b'\342A\001\002'
   _globals['_BATCHGETRECORDSREQUEST'].fields_by_name['min_revision']._loaded_options = None
   _globals['_BATCHGETRECORDSREQUEST'].fields_by_name['min_revision']._serialized_options = b'\342A\001\001'
+  _globals['_BATCHGETRECORDSREQUEST'].fields_by_name['read_mask']._loaded_options = None
+  _globals['_BATCHGETRECORDSREQUEST'].fields_by_name['read_mask']._serialized_options = b'\342A\001\001'
   _globals['_BATCHGETRECORDSRESPONSE'].fields_by_name['records']._loaded_options = None
   _globals['_BATCHGETRECORDSRESPONSE'].fields_by_name['records']._serialized_options = b'\342A\001\003'
   _globals['_BATCHGETRECORDSRESPONSE'].fields_by_name['missing_record_ids']._loaded_options = None
@@ -63,24 +66,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRECORDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_LISTRECORDSREQUEST'].fields_by_name['min_revision']._loaded_options = None
   _globals['_LISTRECORDSREQUEST'].fields_by_name['min_revision']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRECORDSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTRECORDSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRECORDSREQUEST'].fields_by_name['read_mask']._loaded_options = None
+  _globals['_LISTRECORDSREQUEST'].fields_by_name['read_mask']._serialized_options = b'\342A\001\001'
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['records']._loaded_options = None
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['records']._serialized_options = b'\342A\001\003'
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['revision']._loaded_options = None
   _globals['_LISTRECORDSRESPONSE'].fields_by_name['revision']._serialized_options = b'\342A\001\003'
-  _globals['_GETRECORDREQUEST']._serialized_start=108
-  _globals['_GETRECORDREQUEST']._serialized_end=202
-  _globals['_GETRECORDRESPONSE']._serialized_start=204
-  _globals['_GETRECORDRESPONSE']._serialized_end=266
-  _globals['_BATCHGETRECORDSREQUEST']._serialized_start=268
-  _globals['_BATCHGETRECORDSREQUEST']._serialized_end=369
-  _globals['_BATCHGETRECORDSRESPONSE']._serialized_start=372
-  _globals['_BATCHGETRECORDSRESPONSE']._serialized_end=532
-  _globals['_LISTRECORDSREQUEST']._serialized_start=534
-  _globals['_LISTRECORDSREQUEST']._serialized_end=656
-  _globals['_LISTRECORDSRESPONSE']._serialized_start=658
-  _globals['_LISTRECORDSRESPONSE']._serialized_end=778
-  _globals['_RECORDSERVICE']._serialized_start=781
-  _globals['_RECORDSERVICE']._serialized_end=1048
+  _globals['_GETRECORDREQUEST']._serialized_start=142
+  _globals['_GETRECORDREQUEST']._serialized_end=236
+  _globals['_GETRECORDRESPONSE']._serialized_start=238
+  _globals['_GETRECORDRESPONSE']._serialized_end=300
+  _globals['_BATCHGETRECORDSREQUEST']._serialized_start=303
+  _globals['_BATCHGETRECORDSREQUEST']._serialized_end=457
+  _globals['_BATCHGETRECORDSRESPONSE']._serialized_start=460
+  _globals['_BATCHGETRECORDSRESPONSE']._serialized_end=620
+  _globals['_LISTRECORDSREQUEST']._serialized_start=623
+  _globals['_LISTRECORDSREQUEST']._serialized_end=820
+  _globals['_LISTRECORDSRESPONSE']._serialized_start=822
+  _globals['_LISTRECORDSRESPONSE']._serialized_end=942
+  _globals['_RECORDSERVICE']._serialized_start=945
+  _globals['_RECORDSERVICE']._serialized_end=1212
 # @@protoc_insertion_point(module_scope)

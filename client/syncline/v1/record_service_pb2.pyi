@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from syncline.v1 import record_pb2 as _record_pb2
@@ -84,6 +85,7 @@ class BatchGetRecordsRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     RECORD_IDS_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`."""
     min_revision: _builtins.int
@@ -92,16 +94,21 @@ class BatchGetRecordsRequest(_message.Message):
     def record_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids, 1 to 1,000. The answer may stop early to stay below 1 MiB."""
 
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """See AddSubscription: `data` holds only these fields."""
+
     def __init__(
         self,
         *,
         dataset: _builtins.str = ...,
         record_ids: _abc.Iterable[_builtins.str] | None = ...,
         min_revision: _builtins.int = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "min_revision", b"min_revision", "record_ids", b"record_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "min_revision", b"min_revision", "read_mask", b"read_mask", "record_ids", b"record_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,6 +164,8 @@ class ListRecordsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`."""
     page_size: _builtins.int
@@ -164,9 +173,17 @@ class ListRecordsRequest(_message.Message):
     INVALID_ARGUMENT.
     """
     page_token: _builtins.str
-    """`next_page_token` of the previous answer; the dataset must be the same."""
+    """`next_page_token` of the previous answer; dataset, filter and mask must be the same."""
     min_revision: _builtins.int
     """See GetRecordRequest."""
+    filter: _builtins.str
+    """See AddSubscription. A page may come with fewer records than asked for, or none, and still have a next one: the
+    server looks through a bounded number of records for one answer.
+    """
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """See AddSubscription: `data` holds only these fields."""
+
     def __init__(
         self,
         *,
@@ -174,10 +191,12 @@ class ListRecordsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         min_revision: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "min_revision", b"min_revision", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "filter", b"filter", "min_revision", b"min_revision", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

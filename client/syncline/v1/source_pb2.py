@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18syncline/v1/source.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x03\n\x06Source\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x18.syncline.v1.Source.KindB\x05\xe2\x41\x02\x01\x05\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x64isabled\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12<\n\x12last_received_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\"I\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_PUSH\x10\x01\x12\r\n\tKIND_HTTP\x10\x02\x12\r\n\tKIND_FILE\x10\x03:J\xea\x41G\n\x0fsyncline/Source\x12#datasets/{dataset}/sources/{source}*\x07sources2\x06sourceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18syncline/v1/source.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x04\n\x06Source\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x18.syncline.v1.Source.KindB\x05\xe2\x41\x02\x01\x05\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x64isabled\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12<\n\x12last_received_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x0c\x65xpect_every\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"I\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_PUSH\x10\x01\x12\r\n\tKIND_HTTP\x10\x02\x12\r\n\tKIND_FILE\x10\x03:J\xea\x41G\n\x0fsyncline/Source\x12#datasets/{dataset}/sources/{source}*\x07sources2\x06sourceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,10 +51,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SOURCE'].fields_by_name['last_received_time']._serialized_options = b'\342A\001\003'
   _globals['_SOURCE'].fields_by_name['etag']._loaded_options = None
   _globals['_SOURCE'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_SOURCE'].fields_by_name['expect_every']._loaded_options = None
+  _globals['_SOURCE'].fields_by_name['expect_every']._serialized_options = b'\342A\001\001'
   _globals['_SOURCE']._loaded_options = None
   _globals['_SOURCE']._serialized_options = b'\352AG\n\017syncline/Source\022#datasets/{dataset}/sources/{source}*\007sources2\006source'
-  _globals['_SOURCE']._serialized_start=135
-  _globals['_SOURCE']._serialized_end=605
-  _globals['_SOURCE_KIND']._serialized_start=456
-  _globals['_SOURCE_KIND']._serialized_end=529
+  _globals['_SOURCE']._serialized_start=167
+  _globals['_SOURCE']._serialized_end=692
+  _globals['_SOURCE_KIND']._serialized_start=543
+  _globals['_SOURCE_KIND']._serialized_end=616
 # @@protoc_insertion_point(module_scope)

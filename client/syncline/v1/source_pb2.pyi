@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -59,6 +60,7 @@ class Source(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LAST_RECEIVED_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    EXPECT_EVERY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`datasets/{dataset}/sources/{source}`. Ids follow the rule of dataset ids."""
     kind: Global___Source.Kind.ValueType
@@ -83,6 +85,12 @@ class Source(_message.Message):
     def last_received_time(self) -> _timestamp_pb2.Timestamp:
         """When a record was last accepted from it, changed or not. Refused calls do not count. Absent: never."""
 
+    @_builtins.property
+    def expect_every(self) -> _duration_pb2.Duration:
+        """How often each producer of this source is expected to be heard from, 1 s to 366 days: it is ALIVE within this
+        time, then LATE, and LOST after three times as long. Absent (default): not said, the state is UNKNOWN.
+        """
+
     def __init__(
         self,
         *,
@@ -94,10 +102,11 @@ class Source(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         last_received_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        expect_every: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_received_time", b"last_received_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expect_every", b"expect_every", "last_received_time", b"last_received_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disabled", b"disabled", "display_name", b"display_name", "etag", b"etag", "kind", b"kind", "last_received_time", b"last_received_time", "name", b"name", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disabled", b"disabled", "display_name", b"display_name", "etag", b"etag", "expect_every", b"expect_every", "kind", b"kind", "last_received_time", b"last_received_time", "name", b"name", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,9 +5,12 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from syncline.v1 import feed_pb2 as _feed_pb2
+from syncline.v1 import update_feed_pb2 as _update_feed_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -29,6 +32,8 @@ class SyncRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`."""
     token: _builtins.bytes
@@ -41,6 +46,12 @@ class SyncRequest(_message.Message):
     """Most changes in the answer, which also stays near 256 KiB. 0: the server's setting (1,000). Larger
     than that: that.
     """
+    filter: _builtins.str
+    """See AddSubscription. A token belongs to its filter and mask: with others, a Reset (FILTER_CHANGED)."""
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """See AddSubscription."""
+
     def __init__(
         self,
         *,
@@ -48,10 +59,12 @@ class SyncRequest(_message.Message):
         token: _builtins.bytes = ...,
         min_revision: _builtins.int = ...,
         page_size: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "min_revision", b"min_revision", "page_size", b"page_size", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "filter", b"filter", "min_revision", b"min_revision", "page_size", b"page_size", "read_mask", b"read_mask", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -97,6 +110,8 @@ class SubscribeRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     FROM_NOW_FIELD_NUMBER: _builtins.int
     MIN_REVISION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     """`datasets/{dataset}`."""
     token: _builtins.bytes
@@ -107,6 +122,12 @@ class SubscribeRequest(_message.Message):
     """
     min_revision: _builtins.int
     """Send nothing before the dataset has reached this revision. 0 (default): start at once."""
+    filter: _builtins.str
+    """See AddSubscription. A token belongs to its filter and mask: with others, a Reset (FILTER_CHANGED)."""
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """See AddSubscription."""
+
     def __init__(
         self,
         *,
@@ -114,10 +135,12 @@ class SubscribeRequest(_message.Message):
         token: _builtins.bytes = ...,
         from_now: _builtins.bool = ...,
         min_revision: _builtins.int = ...,
+        filter: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["from_now", b"from_now", "start", b"start", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_now", b"from_now", "read_mask", b"read_mask", "start", b"start", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "from_now", b"from_now", "min_revision", b"min_revision", "start", b"start", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "filter", b"filter", "from_now", b"from_now", "min_revision", b"min_revision", "read_mask", b"read_mask", "start", b"start", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["token", "from_now"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
@@ -150,3 +173,463 @@ class SubscribeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscribeResponse: _TypeAlias = SubscribeResponse  # noqa: Y015
+
+@_typing.final
+class UpdateFeedRequest(_message.Message):
+    """One message of UpdateFeed from the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[_update_feed_pb2.FeedAction]:
+        """What it asks, in order. Up to 10,000."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[_update_feed_pb2.FeedAction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeedRequest: _TypeAlias = UpdateFeedRequest  # noqa: Y015
+
+@_typing.final
+class UpdateFeedResponse(_message.Message):
+    """One message of UpdateFeed from the server: whatever was ready."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    GOING_AWAY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_update_feed_pb2.FeedPart]:
+        """Parts of any subscriptions; those of one are in order."""
+
+    @_builtins.property
+    def going_away(self) -> _update_feed_pb2.GoingAway:
+        """Last message of a stream that the server ends in an orderly way; the status UNAVAILABLE (SHUTTING_DOWN or
+        MOVED) follows.
+        """
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[_update_feed_pb2.FeedPart] | None = ...,
+        going_away: _update_feed_pb2.GoingAway | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["going_away", b"going_away"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["going_away", b"going_away", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeedResponse: _TypeAlias = UpdateFeedResponse  # noqa: Y015
+
+@_typing.final
+class ListHeadsRequest(_message.Message):
+    """Request of ListHeads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """Only datasets whose ids begin with this. Default: all."""
+    page_size: _builtins.int
+    """Most heads in the answer. 0: 1,000. At most 10,000."""
+    page_token: _builtins.str
+    """From an earlier answer to the same question."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeadsRequest: _TypeAlias = ListHeadsRequest  # noqa: Y015
+
+@_typing.final
+class ListHeadsResponse(_message.Message):
+    """Answer of ListHeads, ordered by dataset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Goes on after this page; empty: there is no more."""
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetHead]:
+        """The heads."""
+
+    def __init__(
+        self,
+        *,
+        heads: _abc.Iterable[Global___DatasetHead] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heads", b"heads", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeadsResponse: _TypeAlias = ListHeadsResponse  # noqa: Y015
+
+@_typing.final
+class DatasetHead(_message.Message):
+    """Where a dataset stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`."""
+    uid: _builtins.str
+    """Its uid: another one means that it was deleted and created again."""
+    revision: _builtins.int
+    """Newest revision; 0: nothing was ever written."""
+    record_count: _builtins.int
+    """Number of records."""
+    digest: _builtins.bytes
+    """As in Checkpoint."""
+    @_builtins.property
+    def commit_time(self) -> _timestamp_pb2.Timestamp:
+        """When the revision was committed; absent at revision 0."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        record_count: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        commit_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "dataset", b"dataset", "digest", b"digest", "record_count", b"record_count", "revision", b"revision", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetHead: _TypeAlias = DatasetHead  # noqa: Y015
+
+@_typing.final
+class GetUptakeRequest(_message.Message):
+    """Request of GetUptake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    WAIT_RATIO_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`."""
+    revision: _builtins.int
+    """Who has this revision? 0 (default): the newest."""
+    wait_ratio: _builtins.float
+    """Wait until this part of the replicas has it, 0 to 1, or the deadline of the call is near, and then answer in
+    any case. 0 (default): answer at once. Where there is no replica, nothing is waited for.
+    """
+    page_size: _builtins.int
+    """Most replicas named in the answer, those furthest behind first. 0 (default): 100. At most 1,000."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        wait_ratio: _builtins.float = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "page_size", b"page_size", "revision", b"revision", "wait_ratio", b"wait_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUptakeRequest: _TypeAlias = GetUptakeRequest  # noqa: Y015
+
+@_typing.final
+class GetUptakeResponse(_message.Message):
+    """Answer of GetUptake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    HEAD_REVISION_FIELD_NUMBER: _builtins.int
+    REPLICA_COUNT_FIELD_NUMBER: _builtins.int
+    REACHED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that was asked about."""
+    head_revision: _builtins.int
+    """The dataset's newest."""
+    replica_count: _builtins.int
+    """Number of registered replicas: those that reported within the server's setting (`replica_expiry_seconds`,
+    7 days).
+    """
+    reached_count: _builtins.int
+    """How many of them have reached `revision`."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaUptake]:
+        """The replicas, those furthest behind first."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        head_revision: _builtins.int = ...,
+        replica_count: _builtins.int = ...,
+        reached_count: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ReplicaUptake] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_revision", b"head_revision", "reached_count", b"reached_count", "replica_count", b"replica_count", "replicas", b"replicas", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUptakeResponse: _TypeAlias = GetUptakeResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaUptake(_message.Message):
+    """How far one replica has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REPORT_TIME_FIELD_NUMBER: _builtins.int
+    BEHIND_SINCE_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    HOLDS_PURGE_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """As it names itself."""
+    revision: _builtins.int
+    """The newest revision that it has applied; 0: none yet."""
+    connected: _builtins.bool
+    """Whether a stream of it is open."""
+    holds_purge: _builtins.bool
+    """Purge waits for it."""
+    @_builtins.property
+    def report_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last reported."""
+
+    @_builtins.property
+    def behind_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been behind: the commit time of the first revision that it lacks, or of the oldest one known
+        after it; absent when it has the newest.
+        """
+
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        report_time: _timestamp_pb2.Timestamp | None = ...,
+        behind_since: _timestamp_pb2.Timestamp | None = ...,
+        connected: _builtins.bool = ...,
+        holds_purge: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind_since", b"behind_since", "report_time", b"report_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_since", b"behind_since", "connected", b"connected", "holds_purge", b"holds_purge", "replica_id", b"replica_id", "report_time", b"report_time", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaUptake: _TypeAlias = ReplicaUptake  # noqa: Y015
+
+@_typing.final
+class DeleteReplicaRequest(_message.Message):
+    """Request of DeleteReplica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`."""
+    replica_id: _builtins.str
+    """As it names itself."""
+    request_id: _builtins.str
+    """See PushRequest."""
+    validate_only: _builtins.bool
+    """See PushRequest."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        replica_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "replica_id", b"replica_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteReplicaRequest: _TypeAlias = DeleteReplicaRequest  # noqa: Y015
+
+@_typing.final
+class DeleteReplicaResponse(_message.Message):
+    """Answer of DeleteReplica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteReplicaResponse: _TypeAlias = DeleteReplicaResponse  # noqa: Y015
+
+@_typing.final
+class DigestRangesRequest(_message.Message):
+    """Request of DigestRanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    MIN_REVISION_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`."""
+    filter: _builtins.str
+    """See AddSubscription: the digests are those of a copy with this filter."""
+    parts: _builtins.int
+    """Cut each range into so many parts of about equal counts; one with no more records than that: a part for each
+    record. 0 (default): 16. At most 1,024.
+    """
+    min_revision: _builtins.int
+    """Answer only when the dataset has reached this revision, as in SyncRequest."""
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """See AddSubscription: the digests are those of a copy with this mask."""
+
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordIdRange]:
+        """The ranges, without overlap, in order. Up to 1,000. Empty: one, of everything."""
+
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
+        ranges: _abc.Iterable[Global___RecordIdRange] | None = ...,
+        parts: _builtins.int = ...,
+        min_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_mask", b"read_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "filter", b"filter", "min_revision", b"min_revision", "parts", b"parts", "ranges", b"ranges", "read_mask", b"read_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestRangesRequest: _TypeAlias = DigestRangesRequest  # noqa: Y015
+
+@_typing.final
+class RecordIdRange(_message.Message):
+    """Record ids as bytes: those after `after`, up to and including `through`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """Empty: from the first."""
+    through: _builtins.str
+    """Empty: to the last."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.str = ...,
+        through: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "through", b"through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordIdRange: _TypeAlias = RecordIdRange  # noqa: Y015
+
+@_typing.final
+class DigestRangesResponse(_message.Message):
+    """Answer of DigestRanges. The columns have an entry for each part; a range has one at least."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    PART_COUNTS_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    RECORD_COUNTS_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The dataset's newest revision when the last of it was read: a copy that is mended with this is to be
+    proven at a checkpoint of this revision or a later one.
+    """
+    @_builtins.property
+    def part_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of parts of each range."""
+
+    @_builtins.property
+    def through(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Last record id of each part, the end of its range for the last one of a range: it reaches from where the one
+        before ended up to here. The id of its record where `record_counts` is 1 and the range was cut into records; then
+        a last part with no record follows when the range goes on.
+        """
+
+    @_builtins.property
+    def record_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Number of records of each part."""
+
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Digest of each part, 16 bytes, as in Checkpoint."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        part_counts: _abc.Iterable[_builtins.int] | None = ...,
+        through: _abc.Iterable[_builtins.str] | None = ...,
+        record_counts: _abc.Iterable[_builtins.int] | None = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "part_counts", b"part_counts", "record_counts", b"record_counts", "revision", b"revision", "through", b"through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestRangesResponse: _TypeAlias = DigestRangesResponse  # noqa: Y015

@@ -47,6 +47,31 @@ class SyncServiceStub(object):
                 request_serializer=syncline_dot_v1_dot_sync__service__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=syncline_dot_v1_dot_sync__service__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
+        self.UpdateFeed = channel.stream_stream(
+                '/syncline.v1.SyncService/UpdateFeed',
+                request_serializer=syncline_dot_v1_dot_sync__service__pb2.UpdateFeedRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_sync__service__pb2.UpdateFeedResponse.FromString,
+                _registered_method=True)
+        self.ListHeads = channel.unary_unary(
+                '/syncline.v1.SyncService/ListHeads',
+                request_serializer=syncline_dot_v1_dot_sync__service__pb2.ListHeadsRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_sync__service__pb2.ListHeadsResponse.FromString,
+                _registered_method=True)
+        self.GetUptake = channel.unary_unary(
+                '/syncline.v1.SyncService/GetUptake',
+                request_serializer=syncline_dot_v1_dot_sync__service__pb2.GetUptakeRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_sync__service__pb2.GetUptakeResponse.FromString,
+                _registered_method=True)
+        self.DeleteReplica = channel.unary_unary(
+                '/syncline.v1.SyncService/DeleteReplica',
+                request_serializer=syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaResponse.FromString,
+                _registered_method=True)
+        self.DigestRanges = channel.unary_unary(
+                '/syncline.v1.SyncService/DigestRanges',
+                request_serializer=syncline_dot_v1_dot_sync__service__pb2.DigestRangesRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_sync__service__pb2.DigestRangesResponse.FromString,
+                _registered_method=True)
 
 
 class SyncServiceServicer(object):
@@ -75,6 +100,48 @@ class SyncServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateFeed(self, request_iterator, context):
+        """Many datasets on one stream, with subscriptions added and removed on the way, filters, delivery modes,
+        acknowledgements and credits. Each subscription has its own errors, as those of Subscribe, told in its parts;
+        the stream itself ends as Subscribe does. Stays open without a subscription. Errors of the stream: INVALID_ARGUMENT
+        (INVALID_REQUEST); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS, TOO_MANY_SUBSCRIPTIONS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHeads(self, request, context):
+        """The heads of all datasets that the key may read, in one call: what changed, without a stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUptake(self, request, context):
+        """How many of the registered replicas of a dataset have reached a revision, and which. Needs a READ key
+        for the dataset, a PUSH key of one of its sources, or an ADMIN key. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteReplica(self, request, context):
+        """Forgets a replica, so that it no longer counts and holds nothing back. It registers again when it comes
+        back. Needs an ADMIN key. Errors: NOT_FOUND (DATASET_NOT_FOUND, REPLICA_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DigestRanges(self, request, context):
+        """Counts and digests of ranges of record ids, each cut into parts, so that a copy that differs finds out where
+        and fetches only that. Read while others write: of parts that hold a record changed meanwhile the digest may be
+        of before or after it. Rights and errors as for Sync, and INVALID_ARGUMENT (FILTER_INVALID).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SyncServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -87,6 +154,31 @@ def add_SyncServiceServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=syncline_dot_v1_dot_sync__service__pb2.SubscribeRequest.FromString,
                     response_serializer=syncline_dot_v1_dot_sync__service__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'UpdateFeed': grpc.stream_stream_rpc_method_handler(
+                    servicer.UpdateFeed,
+                    request_deserializer=syncline_dot_v1_dot_sync__service__pb2.UpdateFeedRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_sync__service__pb2.UpdateFeedResponse.SerializeToString,
+            ),
+            'ListHeads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHeads,
+                    request_deserializer=syncline_dot_v1_dot_sync__service__pb2.ListHeadsRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_sync__service__pb2.ListHeadsResponse.SerializeToString,
+            ),
+            'GetUptake': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUptake,
+                    request_deserializer=syncline_dot_v1_dot_sync__service__pb2.GetUptakeRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_sync__service__pb2.GetUptakeResponse.SerializeToString,
+            ),
+            'DeleteReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReplica,
+                    request_deserializer=syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaResponse.SerializeToString,
+            ),
+            'DigestRanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.DigestRanges,
+                    request_deserializer=syncline_dot_v1_dot_sync__service__pb2.DigestRangesRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_sync__service__pb2.DigestRangesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -146,6 +238,141 @@ class SyncService(object):
             '/syncline.v1.SyncService/Subscribe',
             syncline_dot_v1_dot_sync__service__pb2.SubscribeRequest.SerializeToString,
             syncline_dot_v1_dot_sync__service__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFeed(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/syncline.v1.SyncService/UpdateFeed',
+            syncline_dot_v1_dot_sync__service__pb2.UpdateFeedRequest.SerializeToString,
+            syncline_dot_v1_dot_sync__service__pb2.UpdateFeedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHeads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/syncline.v1.SyncService/ListHeads',
+            syncline_dot_v1_dot_sync__service__pb2.ListHeadsRequest.SerializeToString,
+            syncline_dot_v1_dot_sync__service__pb2.ListHeadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUptake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/syncline.v1.SyncService/GetUptake',
+            syncline_dot_v1_dot_sync__service__pb2.GetUptakeRequest.SerializeToString,
+            syncline_dot_v1_dot_sync__service__pb2.GetUptakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/syncline.v1.SyncService/DeleteReplica',
+            syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaRequest.SerializeToString,
+            syncline_dot_v1_dot_sync__service__pb2.DeleteReplicaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DigestRanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/syncline.v1.SyncService/DigestRanges',
+            syncline_dot_v1_dot_sync__service__pb2.DigestRangesRequest.SerializeToString,
+            syncline_dot_v1_dot_sync__service__pb2.DigestRangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,27 @@ class SyncServiceStub:
     three intervals should connect again. Further errors: as for Sync; UNAUTHENTICATED when the key was
     revoked or expired; NOT_FOUND when the dataset was deleted; RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
     """
+    UpdateFeed: _aio.StreamStreamMultiCallable[_sync_service_pb2.UpdateFeedRequest, _sync_service_pb2.UpdateFeedResponse]
+    """Many datasets on one stream, with subscriptions added and removed on the way, filters, delivery modes,
+    acknowledgements and credits. Each subscription has its own errors, as those of Subscribe, told in its parts;
+    the stream itself ends as Subscribe does. Stays open without a subscription. Errors of the stream: INVALID_ARGUMENT
+    (INVALID_REQUEST); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS, TOO_MANY_SUBSCRIPTIONS).
+    """
+    ListHeads: _aio.UnaryUnaryMultiCallable[_sync_service_pb2.ListHeadsRequest, _sync_service_pb2.ListHeadsResponse]
+    """The heads of all datasets that the key may read, in one call: what changed, without a stream."""
+    GetUptake: _aio.UnaryUnaryMultiCallable[_sync_service_pb2.GetUptakeRequest, _sync_service_pb2.GetUptakeResponse]
+    """How many of the registered replicas of a dataset have reached a revision, and which. Needs a READ key
+    for the dataset, a PUSH key of one of its sources, or an ADMIN key. Errors: NOT_FOUND, PERMISSION_DENIED.
+    """
+    DeleteReplica: _aio.UnaryUnaryMultiCallable[_sync_service_pb2.DeleteReplicaRequest, _sync_service_pb2.DeleteReplicaResponse]
+    """Forgets a replica, so that it no longer counts and holds nothing back. It registers again when it comes
+    back. Needs an ADMIN key. Errors: NOT_FOUND (DATASET_NOT_FOUND, REPLICA_NOT_FOUND).
+    """
+    DigestRanges: _aio.UnaryUnaryMultiCallable[_sync_service_pb2.DigestRangesRequest, _sync_service_pb2.DigestRangesResponse]
+    """Counts and digests of ranges of record ids, each cut into parts, so that a copy that differs finds out where
+    and fetches only that. Read while others write: of parts that hold a record changed meanwhile the digest may be
+    of before or after it. Rights and errors as for Sync, and INVALID_ARGUMENT (FILTER_INVALID).
+    """
 
 class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
     """Exact copies. Needs a READ key for the dataset or an ADMIN key. A token is opaque, resumes a copy across
@@ -60,6 +81,57 @@ class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
         (UNAVAILABLE, reason SHUTTING_DOWN or MOVED). Liveness is told by these, so a client that hears nothing for
         three intervals should connect again. Further errors: as for Sync; UNAUTHENTICATED when the key was
         revoked or expired; NOT_FOUND when the dataset was deleted; RESOURCE_EXHAUSTED (TOO_MANY_STREAMS).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateFeed(
+        self,
+        request_iterator: _abc.AsyncIterator[_sync_service_pb2.UpdateFeedRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_sync_service_pb2.UpdateFeedRequest], _abc.AsyncIterator[_sync_service_pb2.UpdateFeedResponse]],
+    ) -> _abc.AsyncIterator[_sync_service_pb2.UpdateFeedResponse]:
+        """Many datasets on one stream, with subscriptions added and removed on the way, filters, delivery modes,
+        acknowledgements and credits. Each subscription has its own errors, as those of Subscribe, told in its parts;
+        the stream itself ends as Subscribe does. Stays open without a subscription. Errors of the stream: INVALID_ARGUMENT
+        (INVALID_REQUEST); RESOURCE_EXHAUSTED (TOO_MANY_STREAMS, TOO_MANY_SUBSCRIPTIONS).
+        """
+
+    @_abc_1.abstractmethod
+    def ListHeads(
+        self,
+        request: _sync_service_pb2.ListHeadsRequest,
+        context: _aio.ServicerContext[_sync_service_pb2.ListHeadsRequest, _abc.Awaitable[_sync_service_pb2.ListHeadsResponse]],
+    ) -> _abc.Awaitable[_sync_service_pb2.ListHeadsResponse]:
+        """The heads of all datasets that the key may read, in one call: what changed, without a stream."""
+
+    @_abc_1.abstractmethod
+    def GetUptake(
+        self,
+        request: _sync_service_pb2.GetUptakeRequest,
+        context: _aio.ServicerContext[_sync_service_pb2.GetUptakeRequest, _abc.Awaitable[_sync_service_pb2.GetUptakeResponse]],
+    ) -> _abc.Awaitable[_sync_service_pb2.GetUptakeResponse]:
+        """How many of the registered replicas of a dataset have reached a revision, and which. Needs a READ key
+        for the dataset, a PUSH key of one of its sources, or an ADMIN key. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteReplica(
+        self,
+        request: _sync_service_pb2.DeleteReplicaRequest,
+        context: _aio.ServicerContext[_sync_service_pb2.DeleteReplicaRequest, _abc.Awaitable[_sync_service_pb2.DeleteReplicaResponse]],
+    ) -> _abc.Awaitable[_sync_service_pb2.DeleteReplicaResponse]:
+        """Forgets a replica, so that it no longer counts and holds nothing back. It registers again when it comes
+        back. Needs an ADMIN key. Errors: NOT_FOUND (DATASET_NOT_FOUND, REPLICA_NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def DigestRanges(
+        self,
+        request: _sync_service_pb2.DigestRangesRequest,
+        context: _aio.ServicerContext[_sync_service_pb2.DigestRangesRequest, _abc.Awaitable[_sync_service_pb2.DigestRangesResponse]],
+    ) -> _abc.Awaitable[_sync_service_pb2.DigestRangesResponse]:
+        """Counts and digests of ranges of record ids, each cut into parts, so that a copy that differs finds out where
+        and fetches only that. Read while others write: of parts that hold a record changed meanwhile the digest may be
+        of before or after it. Rights and errors as for Sync, and INVALID_ARGUMENT (FILTER_INVALID).
         """
 
 def add_SyncServiceServicer_to_server(servicer: SyncServiceServicer, server: _aio.Server) -> None: ...

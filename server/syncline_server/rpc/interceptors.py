@@ -87,7 +87,7 @@ class Edge:
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Wrap a handler; ``method`` is ``Service/Method``, for people and metrics."""
         if handler.request_streaming and handler.response_streaming:
-            raise TypeError(f"{method}: the edge has no wrapper for methods that stream both ways")
+            return grpc.stream_stream_rpc_method_handler(self._stream_both(method, handler))
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream_out(method, handler))
         if handler.request_streaming:
@@ -173,6 +173,33 @@ class Edge:
                 self._tasks.discard(task)
             done.inc()
             return response
+
+        return call
+
+    def _stream_both(self, method: str, handler: Handler) -> Any:
+        behaviour: Any = handler.stream_stream
+        parse: Any = handler.request_deserializer
+        serialise: Any = handler.response_serializer
+        done = self._metrics.calls.labels(method, "OK")
+
+        async def call(messages: AsyncIterator[bytes], context: Context) -> None:
+            task = _this_task()
+            self._tasks.add(task)
+            try:
+                entered = await self._enter(context)
+                async with (
+                    self._streams.open(entered),
+                    aclosing(self._weighed(messages, parse)) as requests,
+                    # Closed first: whatever it has reading the requests must have ended before they are closed.
+                    aclosing(behaviour(requests, context)) as responses,
+                ):
+                    async for message in responses:
+                        await context.write(message if type(message) is bytes else serialise(message))
+            except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
+                await self._refuse(method, error, context)
+            finally:
+                self._tasks.discard(task)
+            done.inc()
 
         return call
 

@@ -1,3 +1,4 @@
+# ruff: noqa: B027 - methods that a room is about to bring are not abstract yet
 """The contract of a store: what every backend promises to the rooms above it.
 
 **Truth.** A store keeps, per dataset, the newest version of every record, plus a tombstone for each deleted
@@ -36,10 +37,13 @@ from syncline_server.model import (
     CommitResult,
     Dataset,
     Deletes,
+    EntryPage,
     Head,
     Key,
     Page,
+    Producer,
     Record,
+    Replica,
     RequestIdentity,
     Session,
     Source,
@@ -248,6 +252,11 @@ class Store(ABC):
           session stays open). This is decided before the guard is asked. Unchanged records are no conflict; nor
           is a deletion whose tombstone was purged.
         * the source's last-received time is set, also when nothing changed.
+        * a ``producer``, looked up before anything else: it exists with this epoch
+          (FailedPrecondition(PRODUCER_FENCED)); its numbers follow the last durable one, or end there or before, which
+          makes the commit a replay without effect (anything else: OutOfRange(SEQUENCE_GAP) with ``expected``).
+          Its last sequence and last-received time are set with the effect, also when nothing changed and when the
+          write is empty because every reading was refused.
 
         A commit with ``dry_run`` goes through all of it, reports what would become of it, and changes nothing.
         """
@@ -259,6 +268,56 @@ class Store(ABC):
     @abstractmethod
     async def forget_requests(self, *, before_us: int, limit: int) -> int:
         """Forget up to ``limit`` identities remembered until before this time; return how many."""
+
+    # -- producers ----------------------------------------------------------------------------------------
+
+    async def open_producer(
+        self,
+        source_number: int,
+        producer_id: str,
+        *,
+        epoch: int,
+        previous_epoch: int = 0,
+        dry_run: bool = False,
+    ) -> tuple[Producer, int]:
+        """Open a producer, made when it is new, and return it with how far ``previous_epoch`` came.
+
+        ``epoch`` 0 begins the next epoch, durably; any other must be the present one
+        (FailedPrecondition(PRODUCER_FENCED)). An epoch number is never used twice for a producer id of a source, also
+        after ``delete_producer``: the first one is the clock's milliseconds. The second result is the last sequence
+        that became durable in ``previous_epoch`` or before; 0 when that epoch is not known.
+        Raises NotFound(SOURCE_NOT_FOUND), FailedPrecondition(SOURCE_DISABLED).
+        """
+
+    async def get_producer(self, source_number: int, producer_id: str) -> Producer:
+        """Read a producer. Raises NotFound(PRODUCER_NOT_FOUND)."""
+
+    async def list_producers(self, source_number: int, *, after: str = "", limit: int) -> Sequence[Producer]:
+        """Read at most ``limit`` producers of a source whose ids follow ``after``, ordered by id as bytes."""
+
+    async def delete_producer(
+        self, source_number: int, producer_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """Forget a producer; what it wrote stays. Raises NotFound(PRODUCER_NOT_FOUND)."""
+
+    # -- replicas -----------------------------------------------------------------------------------------
+
+    async def report_replicas(self, replicas: Sequence[Replica]) -> None:
+        """Record how far replicas have come, new ones among them; those of datasets that are gone are passed over.
+
+        A revision never goes back by this within a dataset, except to 0: the replica begins anew.
+        """
+
+    async def list_replicas(self, dataset_number: int, *, reported_since_us: int = 0) -> Sequence[Replica]:
+        """Read the replicas of a dataset that have reported since then, those furthest behind first."""
+
+    async def delete_replica(
+        self, dataset_number: int, replica_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """Forget a replica. Raises NotFound(REPLICA_NOT_FOUND)."""
+
+    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
+        """Forget up to ``limit`` replicas that last reported before this time; return how many."""
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -348,16 +407,36 @@ class Store(ABC):
     ) -> tuple[Sequence[Record], bool, int]:
         """Records whose ids follow ``after``, ordered as bytes; whether there are more; the revision."""
 
+    async def list_entries(
+        self, dataset_number: int, *, after: str, through: str = "", limit: int
+    ) -> EntryPage:
+        """Live records with ids after ``after`` up to and including ``through`` (empty: the end), ordered as bytes."""
+
+    async def count_entries(self, dataset_number: int, *, after: str, through: str = "") -> int:
+        """Count the live records of such a range."""
+
+    async def list_heads(self, *, after: str = "", limit: int) -> Sequence[tuple[str, bytes, int, Head]]:
+        """Read (dataset id, incarnation, number, head) of at most ``limit`` datasets whose ids follow ``after``."""
+
+    async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
+        """Commit time (µs) of each of these revisions; for one below the watermark, of the oldest one kept."""
+
     # -- upkeep -------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def purge(
-        self, dataset_number: int, *, before_us: int, min_revisions: int, max_tombstones: int
+        self,
+        dataset_number: int,
+        *,
+        before_us: int,
+        min_revisions: int,
+        max_tombstones: int,
+        not_beyond: int | None = None,
     ) -> PurgeResult:
         """Move the purge watermark and drop the tombstones and commit ids below it, in one transaction.
 
         The watermark goes to the newest revision that was committed before ``before_us``, has at least
-        ``min_revisions`` after it, and needs no more than ``max_tombstones`` dropped, or to the next one that
+        ``min_revisions`` after it, is not above ``not_beyond``, and needs no more than ``max_tombstones`` dropped, or to the next one that
         has tombstones when that alone has more; every tombstone up to it goes. It never goes back.
         """
 

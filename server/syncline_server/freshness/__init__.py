@@ -1,0 +1,1 @@
+"""Freshness: who is heard from, and who is late."""
