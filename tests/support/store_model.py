@@ -30,6 +30,7 @@ from syncline_server.model import (
     ConflictPolicy,
     Dataset,
     Deletes,
+    EntryPage,
     Head,
     IdentityKind,
     Key,
@@ -37,6 +38,7 @@ from syncline_server.model import (
     Reason,
     Record,
     RecordScope,
+    Replica,
     RequestIdentity,
     Role,
     Session,
@@ -135,6 +137,7 @@ class ModelStore(Store):
         self._keys: dict[str, Key] = {}
         self._sessions: dict[str, Staged] = {}
         self._requests: dict[str, Remembered] = {}
+        self._replicas: dict[tuple[int, str], Replica] = {}
         self._last_dataset = 0
         self._last_source = 0
 
@@ -275,6 +278,7 @@ class ModelStore(Store):
         state = self._state(dataset_number)
         self._expect(state.dataset, expected_generation)
         del self._states[dataset_number]
+        self._replicas = {k: r for k, r in self._replicas.items() if r.dataset_number != dataset_number}
         for number in [n for n, s in self._sources.items() if s.dataset_number == dataset_number]:
             self._drop_source(number)
         self._remember(identity, resource=dataset_number)
@@ -780,9 +784,90 @@ class ModelStore(Store):
             found.append(self._record(record_id, live[record_id]))
         return found, len(found) < len(following), state.dataset.head.revision
 
+    async def list_entries(self, dataset_number, *, after, through="", limit):
+        state = self._state(dataset_number)
+        following = self._range(state, after, through)
+        found = following[:limit]
+        return EntryPage(
+            record_ids=found,
+            revisions=[state.rows[r].revision for r in found],
+            hashes=[blake2b(state.rows[r].data, digest_size=16).digest() for r in found],
+            more=len(found) < len(following),
+            revision=state.dataset.head.revision,
+        )
+
+    async def count_entries(self, dataset_number, *, after, through=""):
+        return len(self._range(self._state(dataset_number), after, through))
+
+    def _range(self, state: State, after: str, through: str) -> list[str]:
+        return sorted(
+            (
+                r
+                for r in state.live()
+                if r.encode() > after.encode() and (not through or r.encode() <= through.encode())
+            ),
+            key=str.encode,
+        )
+
+    async def list_heads(self, *, after="", limit):
+        found = sorted(
+            (state.dataset for state in self._states.values() if state.dataset.dataset_id > after),
+            key=lambda dataset: dataset.dataset_id,
+        )
+        return [(d.dataset_id, d.incarnation, d.number, self._states[d.number].head()) for d in found[:limit]]
+
+    async def revision_times(self, dataset_number, revisions):
+        state = self._state(dataset_number)
+        return [
+            min(
+                ((r, time_us) for r, (_, time_us) in state.revisions.items() if r >= revision),
+                default=(0, state.dataset.head.commit_time_us),
+            )[1]
+            for revision in revisions
+        ]
+
+    # -- replicas -----------------------------------------------------------------------------------------
+
+    async def report_replicas(self, reports):
+        for sent in reports:
+            if sent.dataset_number not in self._states:
+                continue
+            key = (sent.dataset_number, sent.replica_id)
+            report, known = sent, self._replicas.get(key)
+            if known is not None:
+                report = replace(
+                    report,
+                    revision=report.revision and max(known.revision, report.revision),
+                    report_time_us=max(known.report_time_us, report.report_time_us),
+                )
+            self._replicas[key] = report
+
+    async def list_replicas(self, dataset_number, *, reported_since_us=0):
+        return sorted(
+            (
+                r
+                for r in self._replicas.values()
+                if r.dataset_number == dataset_number and r.report_time_us >= reported_since_us
+            ),
+            key=lambda r: (r.revision, r.replica_id),
+        )
+
+    async def delete_replica(self, dataset_number, replica_id, *, identity=None):
+        if self._seen(identity):
+            return
+        if self._replicas.pop((dataset_number, replica_id), None) is None:
+            raise NotFound("REPLICA_NOT_FOUND", "no such replica")
+        self._remember(identity, resource=replica_id)
+
+    async def forget_replicas(self, *, before_us, limit):
+        old = [key for key, r in self._replicas.items() if r.report_time_us < before_us][:limit]
+        for key in old:
+            del self._replicas[key]
+        return len(old)
+
     # -- upkeep -------------------------------------------------------------------------------------------
 
-    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones):
+    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond=None):
         state = self._state(dataset_number)
         head = state.dataset.head
         wanted = max(
@@ -793,6 +878,8 @@ class ModelStore(Store):
             ),
             default=0,
         )
+        if not_beyond is not None:
+            wanted = min(wanted, not_beyond)
         tombstones = sorted(row.revision for row in state.rows.values() if row.data is None)
         watermark = wanted
         while sum(r <= watermark for r in tombstones) > max_tombstones:

@@ -302,20 +302,24 @@ class Store(ABC):
 
     # -- replicas -----------------------------------------------------------------------------------------
 
-    async def report_replicas(self, replicas: Sequence[Replica]) -> None:
+    @abstractmethod
+    async def report_replicas(self, reports: Sequence[Replica]) -> None:
         """Record how far replicas have come, new ones among them; those of datasets that are gone are passed over.
 
         A revision never goes back by this within a dataset, except to 0: the replica begins anew.
         """
 
+    @abstractmethod
     async def list_replicas(self, dataset_number: int, *, reported_since_us: int = 0) -> Sequence[Replica]:
         """Read the replicas of a dataset that have reported since then, those furthest behind first."""
 
+    @abstractmethod
     async def delete_replica(
         self, dataset_number: int, replica_id: str, *, identity: RequestIdentity | None = None
     ) -> None:
         """Forget a replica. Raises NotFound(REPLICA_NOT_FOUND)."""
 
+    @abstractmethod
     async def forget_replicas(self, *, before_us: int, limit: int) -> int:
         """Forget up to ``limit`` replicas that last reported before this time; return how many."""
 
@@ -407,17 +411,21 @@ class Store(ABC):
     ) -> tuple[Sequence[Record], bool, int]:
         """Records whose ids follow ``after``, ordered as bytes; whether there are more; the revision."""
 
+    @abstractmethod
     async def list_entries(
         self, dataset_number: int, *, after: str, through: str = "", limit: int
     ) -> EntryPage:
         """Live records with ids after ``after`` up to and including ``through`` (empty: the end), ordered as bytes."""
 
+    @abstractmethod
     async def count_entries(self, dataset_number: int, *, after: str, through: str = "") -> int:
         """Count the live records of such a range."""
 
+    @abstractmethod
     async def list_heads(self, *, after: str = "", limit: int) -> Sequence[tuple[str, bytes, int, Head]]:
         """Read (dataset id, incarnation, number, head) of at most ``limit`` datasets whose ids follow ``after``."""
 
+    @abstractmethod
     async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
         """Commit time (µs) of each of these revisions; for one below the watermark, of the oldest one kept."""
 

@@ -13,10 +13,12 @@ from syncline_server.model import (
     CommitResult,
     Dataset,
     Deletes,
+    EntryPage,
     Head,
     Key,
     Page,
     Record,
+    Replica,
     RequestIdentity,
     Session,
     SessionCommit,
@@ -24,7 +26,16 @@ from syncline_server.model import (
     Upserts,
 )
 from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
-from syncline_server.store.sqlite import catalog, reads, rebuild, requests, sessions, upkeep
+from syncline_server.store.sqlite import (
+    catalog,
+    entries,
+    reads,
+    rebuild,
+    replicas,
+    requests,
+    sessions,
+    upkeep,
+)
 from syncline_server.store.sqlite.files import (
     RESERVE_BYTES,
     StoreFiles,
@@ -418,15 +429,65 @@ class SqliteStore(Store):
             reads.list_records, dataset_number, after=after, limit=limit, max_bytes=max_bytes
         )
 
+    async def list_entries(
+        self, dataset_number: int, *, after: str, through: str = "", limit: int
+    ) -> EntryPage:
+        """See Store."""
+        return await self._readers.read(
+            entries.list_entries, dataset_number, after=after, through=through, limit=limit
+        )
+
+    async def count_entries(self, dataset_number: int, *, after: str, through: str = "") -> int:
+        """See Store."""
+        return await self._readers.read(entries.count_entries, dataset_number, after=after, through=through)
+
+    async def list_heads(self, *, after: str = "", limit: int) -> Sequence[tuple[str, bytes, int, Head]]:
+        """See Store."""
+        return await self._readers.read(entries.list_heads, after=after, limit=limit)
+
+    async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
+        """See Store."""
+        return await self._readers.read(entries.revision_times, dataset_number, revisions)
+
+    # -- replicas -----------------------------------------------------------------------------------------
+
+    async def report_replicas(self, reports: Sequence[Replica]) -> None:
+        """See Store."""
+        await self._writer.transact(replicas.report, reports)
+
+    async def list_replicas(self, dataset_number: int, *, reported_since_us: int = 0) -> Sequence[Replica]:
+        """See Store."""
+        return await self._readers.read(
+            replicas.list_replicas, dataset_number, reported_since_us=reported_since_us
+        )
+
+    async def delete_replica(
+        self, dataset_number: int, replica_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(replicas.delete_replica, dataset_number, replica_id, identity)
+
+    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
+        """See Store."""
+        return await self._free(replicas.forget, before_us=before_us, limit=limit)
+
     # -- upkeep -------------------------------------------------------------------------------------------
 
     async def purge(
-        self, dataset_number: int, *, before_us: int, min_revisions: int, max_tombstones: int
+        self,
+        dataset_number: int,
+        *,
+        before_us: int,
+        min_revisions: int,
+        max_tombstones: int,
+        not_beyond: int | None = None,
     ) -> PurgeResult:
         """See Store."""
         wanted = await self._readers.read(
             upkeep.newest_before, dataset_number, before_us=before_us, min_revisions=min_revisions
         )
+        if not_beyond is not None:
+            wanted = min(wanted, not_beyond)
         return await self._free(upkeep.purge, dataset_number, wanted, max_tombstones)
 
     async def maintain(self) -> None:
