@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Head
 from syncline_server.store.sqlite.columns import integers
-from syncline_server.store.sqlite.digests import digest_sum
 from syncline_server.store.sqlite.group import SLOT_BITS, write_head
 from syncline_server.store.sqlite.plan import Change
 

@@ -8,12 +8,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
+from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Dataset
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.sqlite.catalog import datasets_after
 from syncline_server.store.sqlite.columns import integers
 from syncline_server.store.sqlite.connection import READER, open_plain
-from syncline_server.store.sqlite.digests import digest_sum
 from syncline_server.store.sqlite.group import SLOT_BITS
 from syncline_server.store.sqlite.schema import missing_migrations
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
 
+from syncline_server.digests import digest_sum
 from syncline_server.errors import (
     Aborted,
     FailedPrecondition,
@@ -27,6 +28,7 @@ from syncline_server.model import (
     Deletes,
     Head,
     IdentityKind,
+    ProducerWrite,
     RecordScope,
     RequestIdentity,
     SessionCommit,
@@ -35,7 +37,6 @@ from syncline_server.model import (
     Upserts,
     Violation,
 )
-from syncline_server.store.sqlite.digests import digest_sum
 
 Entry = tuple[int, int, bytes, int]
 """Position, revision, hash (empty: tombstone) and owning source of a record id."""
@@ -91,6 +92,18 @@ class SessionState:
     changed: bool = False
 
 
+@dataclass(slots=True, kw_only=True)
+class ProducerRow:
+    """A producer inside the transaction."""
+
+    number: int
+    source_number: int
+    producer_id: str
+    epoch: int
+    last_sequence: int
+    changed: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
     """A row of the table of revisions."""
@@ -113,6 +126,7 @@ class Known:
     datasets: dict[int, DatasetState]
     sources: dict[int, SourceState]
     sessions: dict[str, SessionState]
+    producers: dict[int, ProducerRow]
     answers: dict[str, tuple[bytes, CommitResult]]
     """Fingerprint and first answer by request id."""
 
@@ -140,6 +154,9 @@ class Plan:
         identity = None if commit.dry_run else commit.identity
         if identity is not None and (answer := self.first_answer(identity)) is not None:
             return answer
+        producer = self._check_producer(commit, commit.producer) if commit.producer else None
+        if producer and commit.producer and commit.producer.last_sequence <= producer.last_sequence:
+            return self._repeated_readings(commit)
         dataset, source = self.check_target(commit)
         session = self._check_session(commit) if commit.session_id else None
         if session is not None and 0 < commit.sequence <= session.calls:
@@ -148,6 +165,9 @@ class Plan:
         if commit.dry_run:
             return verdict.result(revision=dataset.head.revision)
         self.received.add(source.number)
+        if producer is not None and commit.producer is not None:
+            producer.last_sequence = commit.producer.last_sequence
+            producer.changed = True
         if verdict.changed:
             self._change(commit, dataset, verdict)
         for index in verdict.taken_over:
@@ -165,6 +185,25 @@ class Plan:
             if known_as is not None:
                 self.remember(known_as, self._answer(commit, dataset, result))
         return result
+
+    def _check_producer(self, commit: Commit, write: ProducerWrite) -> ProducerRow:
+        """The producer, if this is its newest epoch. Raises PRODUCER_FENCED, SEQUENCE_GAP."""
+        producer = self.known.producers.get(write.producer_number)
+        if producer is None or producer.source_number != commit.source_number:
+            self._find_target(commit)  # it may be gone because its source is
+            raise producer_fenced("", 0)
+        if producer.epoch != write.epoch:
+            raise producer_fenced(producer.producer_id, producer.epoch)
+        expected = producer.last_sequence + 1
+        if write.first_sequence != expected and write.last_sequence >= expected:
+            raise readings_gap(write.first_sequence, expected)
+        return producer
+
+    def _repeated_readings(self, commit: Commit) -> CommitResult:
+        """The answer to readings that were durable before: what became of each is not remembered."""
+        dataset = self.known.datasets.get(commit.dataset_number)
+        revision = 0 if dataset is None else dataset.head.revision
+        return CommitResult(revision=revision, changed=False, statuses=b"", replayed=True)
 
     def _repeated_call(self, commit: Commit, dataset: DatasetState, session: SessionState) -> CommitResult:
         """The answer to a call of a session that was accepted before, under whatever request id."""
@@ -193,18 +232,20 @@ class Plan:
 
     def check_target(self, commit: Commit) -> tuple[DatasetState, SourceState]:
         """Find dataset and source, as the commit expects them."""
+        dataset, source = self._find_target(commit)
+        if dataset.generation != commit.generation:
+            raise Aborted("DATASET_CHANGED", "the dataset's settings changed meanwhile; try again")
+        if source.disabled:
+            raise source_disabled(source.source_id)
+        return dataset, source
+
+    def _find_target(self, commit: Commit) -> tuple[DatasetState, SourceState]:
         dataset = self.known.datasets.get(commit.dataset_number)
         if dataset is None:
             raise NotFound("DATASET_NOT_FOUND", "the dataset was deleted")
         source = self.known.sources.get(commit.source_number)
         if source is None or source.dataset_number != dataset.number:
             raise NotFound("SOURCE_NOT_FOUND", "the source was deleted")
-        if dataset.generation != commit.generation:
-            raise Aborted("DATASET_CHANGED", "the dataset's settings changed meanwhile; try again")
-        if source.disabled:
-            raise FailedPrecondition(
-                "SOURCE_DISABLED", f"source {source.source_id!r} is disabled", source=source.source_id
-            )
         return dataset, source
 
     def next_revision(
@@ -438,6 +479,30 @@ def check_fingerprint(identity: RequestIdentity, fingerprint: bytes) -> None:
 def session_invalid() -> PermissionDenied:
     """The same answer for a session that is unknown, closed, expired, superseded or another source's."""
     return PermissionDenied("SESSION_INVALID", "the session is not open, or not one of this source")
+
+
+def source_disabled(source_id: str) -> FailedPrecondition:
+    """The source refuses writes."""
+    return FailedPrecondition("SOURCE_DISABLED", f"source {source_id!r} is disabled", source=source_id)
+
+
+def producer_fenced(producer_id: str, epoch: int) -> FailedPrecondition:
+    """A newer epoch of the producer was opened (0: it was forgotten); the process with the old one must end."""
+    if not epoch:
+        return FailedPrecondition("PRODUCER_FENCED", "the producer was deleted; open it with a new epoch")
+    return FailedPrecondition(
+        "PRODUCER_FENCED",
+        f"producer {producer_id!r} was opened again since, with epoch {epoch}; only one process may write as it",
+        producer=producer_id,
+        epoch=epoch,
+    )
+
+
+def readings_gap(sequence: int, expected: int) -> OutOfRange:
+    """Readings came before their predecessors."""
+    return OutOfRange(
+        "SEQUENCE_GAP", f"reading {sequence} cannot come next; {expected} is expected", expected=expected
+    )
 
 
 def sequence_gap(sequence: int, expected: int) -> OutOfRange:
