@@ -18,6 +18,8 @@ KeyValue = str | int | float | bool
 
 ID_PATTERN: Final = re.compile(r"[a-z](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 """Ids of datasets and sources: 1 to 63 characters."""
+MEMBER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""Ids that replicas and producers give themselves."""
 
 _UUID7: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"

@@ -160,6 +160,12 @@ def new_id(resource_id: str, name: str, expected_name: str, problems: Problems, 
         problems.add(f"{field}.name", f"must be empty or {expected_name!r}")
 
 
+def check_member_id(member_id: str, problems: Problems, field: str) -> None:
+    """Note an id that no replica or producer can have; an empty one is for the caller to judge."""
+    if member_id and not names.MEMBER_ID_PATTERN.fullmatch(member_id):
+        problems.add(field, "must be 1 to 128 characters, letters, digits, `.`, `_`, `-`")
+
+
 def enum_of(kind: type[_Enum], number: int, problems: Problems, field: str) -> _Enum | None:
     """Member with this number; None for 0, and for numbers of a newer protocol, which are noted."""
     if not number:
