@@ -22,12 +22,13 @@ MAX_GROUP_BYTES: Final = 8 << 20
 """A group is held in memory by the store's thread and delays the first in it by its whole length."""
 RETRY_AFTER_SECONDS: Final = 0.2
 
-GATHER_SECONDS: Final = 0.001
-GATHER_ROUNDS: Final = 4
+GATHER_SECONDS: Final = 0.003
+GATHER_ROUNDS: Final = 3
 GATHER_BELOW_BYTES: Final = 64 << 10
 """While many callers write a little each, a group costs 0.6 ms of processor time whatever its size (pages, sync,
-hand-overs between threads) and 0.05 ms for each commit in it. So the queue may gather as long as it grows, up to
-``GATHER_ROUNDS`` times ``GATHER_SECONDS``. A lone caller, and whoever brings much at once, waits for nothing."""
+hand-overs between threads) and 0.03 ms for each commit in it. So the queue may gather until all who were busy
+with the last group have come back, for as long as it grows within ``GATHER_SECONDS``, ``GATHER_ROUNDS`` times. A
+lone caller, and whoever brings much at once, waits for nothing."""
 
 GroupObserver = Callable[[Sequence[Commit], GroupResult], None]
 
@@ -51,9 +52,13 @@ class Committer:
         self._observe = observe
         self._queue: deque[_Entry] = deque()
         self._queued_bytes = 0
-        self._last_group = 1
+        self._busy = 1
+        """Commits of the last group, and those that came while it was written."""
+        self._enough = 1
+        """Commits in the queue at which it need not grow any more."""
         self._wake = asyncio.Event()
         self._closed = True
+        self._loop: asyncio.AbstractEventLoop
 
     @property
     def queued_commits(self) -> int:
@@ -69,6 +74,7 @@ class Committer:
     async def running(self) -> AsyncIterator[None]:
         """Take commits while the block lasts; on leaving, refuse new ones and finish those that wait."""
         self._closed = False
+        self._loop = asyncio.get_running_loop()
         writer = asyncio.create_task(self._write_groups(), name="committer")
         try:
             yield
@@ -95,10 +101,12 @@ class Committer:
                 f"{self._queued_bytes} bytes of commits wait for the disk already; nothing was done",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        verdict: asyncio.Future[CommitResult] = asyncio.get_running_loop().create_future()
+        # The loop was asked for once: until Python 3.12 ``get_running_loop`` costs a system call.
+        verdict: asyncio.Future[CommitResult] = self._loop.create_future()
         self._queue.append((commit, verdict))
         self._queued_bytes += commit.size_bytes
-        self._wake.set()
+        if self._is_enough():
+            self._wake.set()
         return await verdict
 
     async def _write_groups(self) -> None:
@@ -106,29 +114,32 @@ class Committer:
             if not self._queue:
                 if self._closed:
                     return
+                self._enough = 1
                 self._wake.clear()
                 await self._wake.wait()
                 continue
             await self._gather()
             group = self._take_group()
             if group:
-                self._last_group = len(group)
                 await self._write(group)
+                self._busy = len(group) + len(self._queue)
 
     async def _gather(self) -> None:
         """Let the queue grow, when there are others who will add to it."""
+        self._enough = min(self._busy, MAX_GROUP_COMMITS)
         for _ in range(GATHER_ROUNDS):
             waiting = len(self._queue)
-            if (
-                max(waiting, self._last_group) == 1
-                or waiting >= MAX_GROUP_COMMITS
-                or self._queued_bytes >= GATHER_BELOW_BYTES
-                or self._closed
-            ):
+            if self._is_enough() or self._closed:
                 return
-            await asyncio.sleep(GATHER_SECONDS)
+            self._wake.clear()
+            timer = self._loop.call_later(GATHER_SECONDS, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
             if len(self._queue) == waiting:
                 return
+
+    def _is_enough(self) -> bool:
+        return len(self._queue) >= self._enough or self._queued_bytes >= GATHER_BELOW_BYTES
 
     def _take_group(self) -> list[_Entry]:
         group: list[_Entry] = []

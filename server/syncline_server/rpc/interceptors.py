@@ -96,12 +96,14 @@ class Edge:
 
     def _unary(self, method: str, handler: Handler) -> Callable[[bytes, Context], Awaitable[bytes]]:
         behaviour: Any = handler.unary_unary
+        loop = asyncio.get_running_loop()  # asked for once: until Python 3.12 the answer costs a system call
         parse: Any = handler.request_deserializer
         serialise: Any = handler.response_serializer
         done = self._metrics.calls.labels(method, "OK")
 
         async def call(data: bytes, context: Context) -> bytes:
-            task = _this_task()
+            task = asyncio.current_task(loop)
+            assert task is not None
             self._tasks.add(task)
             size = len(data)
             self._calls += 1
