@@ -13,6 +13,7 @@
 import logging
 
 from syncline._call import RetryPolicy
+from syncline._reconnect import FeedOptions
 from syncline._transport import Tls
 from syncline.client import Client, connect
 from syncline.copies import Copy, Digest
@@ -37,10 +38,15 @@ from syncline.errors import (
     NotAuthenticated,
     NotFound,
     NotOffered,
+    OutboxFull,
     OutcomeUnknown,
     OutOfRange,
     Overloaded,
     PermissionDenied,
+    ProducerError,
+    ProducerFenced,
+    ReadingsLeft,
+    RefusedReadings,
     Rejected,
     SchemaInvalid,
     ServerError,
@@ -48,6 +54,7 @@ from syncline.errors import (
     SessionConflict,
     SessionInvalid,
     SourceDisabled,
+    SpoolUnusable,
     SynclineError,
     TokenInvalid,
     Unavailable,
@@ -61,11 +68,12 @@ from syncline.events import (
     Event,
     Put,
     Record,
+    Remove,
     Reset,
     ResetReason,
     SyncPage,
 )
-from syncline.feed import ChangeFeed, FeedOptions
+from syncline.feed import ChangeFeed
 from syncline.models import (
     DatasetInfo,
     Identity,
@@ -74,9 +82,11 @@ from syncline.models import (
     KeyInfo,
     Limits,
     LoadResult,
+    ProducerStats,
     PushResult,
     RecordResult,
     RecordStatus,
+    RefusedReading,
     Retention,
     ServerInfo,
     SessionInfo,
@@ -129,15 +139,23 @@ __all__ = [
     "NotFound",
     "NotOffered",
     "OutOfRange",
+    "OutboxFull",
     "OutcomeUnknown",
     "Overloaded",
     "PermissionDenied",
+    "ProducerError",
+    "ProducerFenced",
+    "ProducerStats",
     "PushResult",
     "Put",
+    "ReadingsLeft",
     "Record",
     "RecordResult",
     "RecordStatus",
+    "RefusedReading",
+    "RefusedReadings",
     "Rejected",
+    "Remove",
     "Reset",
     "ResetReason",
     "Retention",
@@ -153,6 +171,7 @@ __all__ = [
     "SessionResult",
     "SourceDisabled",
     "SourceInfo",
+    "SpoolUnusable",
     "SyncPage",
     "SynclineError",
     "Tls",

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from syncline._wire import to_batch, to_checkpoint
 from syncline.errors import UnknownEvent
-from syncline.events import DELETE, PUT, ChangeBatch, Checkpoint, Reset, ResetReason
+from syncline.events import DELETE, PUT, REMOVE, ChangeBatch, Checkpoint, Reset, ResetReason
 from syncline.v1 import feed_pb2
 
 DIGEST_BYTES: Final = 16
 
-_KNOWN_KINDS: Final = frozenset({PUT, DELETE})
+_KNOWN_KINDS: Final = frozenset({PUT, DELETE, REMOVE})
 
 
 class FeedViolation(Exception):
@@ -31,12 +31,22 @@ class FeedViolation(Exception):
 class Order:
     """Where a feed stands."""
 
-    __slots__ = ("_begun", "_resume", "_revision", "_revision_at_resume", "decode", "token")
+    __slots__ = ("_begun", "_filtered", "_resume", "_revision", "_revision_at_resume", "decode", "token")
 
-    def __init__(self, token: bytes, decode: Callable[[bytes], Any], *, from_now: bool = False) -> None:
+    def __init__(
+        self,
+        token: bytes,
+        decode: Callable[[bytes], Any],
+        *,
+        from_now: bool = False,
+        filtered: bool = False,
+    ) -> None:
         self.token = token
         """Resumes after everything that was handed out; after a reset still the one that was refused."""
         self.decode = decode
+        self._filtered = (
+            filtered  # with a filter or mask: there may be removes, and checkpoints without proof
+        )
         self._resume = token  # the same for this process: empty after a reset, which was handed out already
         self._begun = False  # something was handed out of a copy that has no token yet
         self._revision: int | None = None if token or from_now else 0
@@ -95,6 +105,8 @@ class Order:
                 f"a batch goes on from revision {start}, the last one ended at {self._revision}"
             )
         _check_columns(batch)
+        if REMOVE in batch.kinds and not self._filtered:
+            raise FeedViolation("records that left a filter, where there is no filter")
         if revisions and (revisions[0] < start or revisions[-1] > end):
             raise FeedViolation(
                 f"a batch from {start} to {end} has revisions {revisions[0]} to {revisions[-1]}"
@@ -113,7 +125,8 @@ class Order:
             raise FeedViolation(
                 f"a checkpoint at revision {message.revision}, after changes up to {self._revision}"
             )
-        if not message.token or len(message.digest) != DIGEST_BYTES:
+        unproven = self._filtered and message.record_count == -1 and not message.digest
+        if not message.token or not (unproven or len(message.digest) == DIGEST_BYTES):
             raise FeedViolation("a checkpoint without a token or without a whole digest")
         self._revision = message.revision
         self._keep(message.token)
@@ -142,5 +155,5 @@ def _check_columns(batch: ChangeBatch[Any]) -> None:
     if batch.kinds and not _KNOWN_KINDS.issuperset(batch.kinds):
         raise UnknownEvent(
             f"the server sent changes of kinds {sorted(set(batch.kinds))}, of which this version of syncline knows "
-            f"only {PUT} and {DELETE}; update the package. Nothing was skipped, the token is still before them"
+            f"only {PUT} to {REMOVE}; update the package. Nothing was skipped, the token is still before them"
         )

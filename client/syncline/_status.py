@@ -44,6 +44,7 @@ _BY_REASON: Final[Mapping[str, type[SynclineError]]] = {
     "CONDITION_FAILED": errors.ConditionFailed,
     "ETAG_MISMATCH": errors.EtagMismatch,
     "SESSION_CONFLICT": errors.SessionConflict,
+    "PRODUCER_FENCED": errors.ProducerFenced,
 }
 _HINTS: Final[Mapping[str, str]] = {
     "LIMIT_EXCEEDED": "load() and sessions split their rows by themselves",
@@ -60,15 +61,38 @@ _CONNECTION_CODES: Final = frozenset(
 )
 """What a connection that breaks can look like, when no server of ours says otherwise."""
 
+_CODE_BY_NUMBER: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+
 _RECORD_FIELD: Final = re.compile(r"records\[(\d+)\](.*)", re.DOTALL)
 
 
 def to_error(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> SynclineError:
     """The error of a call, in our terms and with a hint where there is something to do."""
     details = _details(error)
-    info = details.get(ErrorInfo)
-    if not isinstance(info, ErrorInfo) or info.domain != DOMAIN:
+    if not _is_ours(details):
         return _foreign(error, endpoint)
+    return _typed(error.code(), error.details() or "", details, endpoint)
+
+
+def to_part_error(status: Status, endpoint: Endpoint) -> SynclineError:
+    """The error of one subscription of a stream, which comes as a message."""
+    code = _CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+    details = _unpack(status)
+    if not _is_ours(details):
+        return _BY_CODE.get(code, errors.ServerError)(status.message or code.name, code=code.name)
+    return _typed(code, status.message, details, endpoint)
+
+
+def _is_ours(details: Mapping[type, object]) -> bool:
+    info = details.get(ErrorInfo)
+    return isinstance(info, ErrorInfo) and info.domain == DOMAIN
+
+
+def _typed(
+    code: grpc.StatusCode, message: str, details: Mapping[type, object], endpoint: Endpoint
+) -> SynclineError:
+    info = details[ErrorInfo]
+    assert isinstance(info, ErrorInfo)
     retry = details.get(RetryInfo)
     bad_request = details.get(BadRequest)
     violations, fields = _read_violations(
@@ -76,11 +100,11 @@ def to_error(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> SynclineError:
     )
     metadata = dict(info.metadata)
     total = metadata.get("total_violations", "")
-    kind = _BY_REASON.get(info.reason) or _BY_CODE.get(error.code(), errors.ServerError)
+    kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, errors.ServerError)
     return kind(
-        _with_hint(error.details() or info.reason, info.reason, endpoint),
+        _with_hint(message or info.reason, info.reason, endpoint),
         reason=info.reason,
-        code=error.code().name,
+        code=code.name,
         violations=violations,
         total_violations=int(total) if violations and total.isdigit() else None,
         fields=fields,
@@ -99,8 +123,12 @@ def _details(error: grpc.aio.AioRpcError) -> dict[type, object]:
         status: Status | None = rpc_status.from_call(error)
     except ValueError:  # the transport's code is not the one in the details: something between us rewrote it
         status = None
+    return _unpack(status) if status is not None else {}
+
+
+def _unpack(status: Status) -> dict[type, object]:
     found: dict[type, object] = {}
-    for packed in status.details if status is not None else ():
+    for packed in status.details:
         for kind in (ErrorInfo, RetryInfo, BadRequest):
             if packed.Is(kind.DESCRIPTOR):
                 message = kind()

@@ -252,4 +252,5 @@ def to_batch(message: feed_pb2.Changes, *, previous_token: bytes, decode: Any) -
         previous_token=previous_token,
         token=message.token or previous_token,
         decode=decode,
+        folded=message.folded,
     )

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
 from syncline.errors import CopyDiverged
-from syncline.events import ChangeBatch, Checkpoint, Delete, Event, Put, Reset
+from syncline.events import ChangeBatch, Checkpoint, Delete, Event, Put, Remove, Reset
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Copy(Mapping[str, T], Generic[T]):
     def __init__(self) -> None:
         self._records: dict[str, Put[T]] = {}
         self._digest = Digest()
-        self._waiting: dict[str, Put[T] | Delete] = {}
+        self._waiting: dict[str, Put[T] | Delete | Remove] = {}
         self._replacing = False
         self.revision = 0
         """The revision that the copy equals."""

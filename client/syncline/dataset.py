@@ -9,9 +9,10 @@ from syncline._call import INTERACTIVE, RetryPolicy, complete_violations
 from syncline._convert import Codec
 from syncline._events import Order
 from syncline._load import Loader
+from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions
 from syncline._wire import to_dataset, to_record, to_violations
 from syncline.events import Record, SyncPage
-from syncline.feed import DEFAULT_OPTIONS, ChangeFeed, FeedOptions, sync_all, sync_page
+from syncline.feed import ChangeFeed, sync_all, sync_page
 from syncline.models import (
     ConflictPolicy,
     DatasetInfo,

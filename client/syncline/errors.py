@@ -18,6 +18,7 @@
      |    |    +-- SourceDisabled      SOURCE_DISABLED
      |    |    +-- IdentityInUse       IDENTITY_IN_USE
      |    |    +-- MassDeleteRefused   MASS_DELETE
+     |    |    +-- ProducerFenced      PRODUCER_FENCED
      |    +-- Aborted                  somebody was faster: DATASET_CHANGED
      |    |    +-- ConditionFailed     CONDITION_FAILED: violations
      |    |    +-- EtagMismatch        ETAG_MISMATCH
@@ -34,6 +35,11 @@
      |    +-- UnknownEvent             an event of a newer protocol: update this package
      |    +-- CopyDiverged             a checkpoint does not prove the copy
      +-- SessionBroken                 an earlier call of the session failed halfway: it can only be rolled back
+     +-- ProducerError                 found by this side while sending readings
+     |    +-- RefusedReadings          readings that the server does not take: refused
+     |    +-- OutboxFull               no room for another reading
+     |    +-- ReadingsLeft             the producer was closed before all of its readings were durable
+     |    +-- SpoolUnusable            in use by another process, of another producer, damaged
      +-- DecodeError                   a record does not fit the model
      +-- EncodeError                   an object has no exact JSON form (also a ValueError)
 
@@ -44,7 +50,7 @@ A reason never changes its meaning.
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from syncline.models import Violation
+from syncline.models import RefusedReading, Violation
 
 
 class SynclineError(Exception):
@@ -151,6 +157,10 @@ class MassDeleteRefused(FailedPrecondition):
     """The commit would delete more than the guard allows; open the session with ``allow_mass_delete=True``."""
 
 
+class ProducerFenced(FailedPrecondition):
+    """The same producer was started somewhere else, and only the newest start may send."""
+
+
 class Aborted(Rejected):
     """Somebody was faster: read again, decide again."""
 
@@ -213,6 +223,33 @@ class CopyDiverged(FeedError):
 
 class SessionBroken(SynclineError):
     """A call of this session failed halfway, so its content is not known: it can only be rolled back."""
+
+
+class ProducerError(SynclineError):
+    """A producer cannot do what it was told."""
+
+
+class RefusedReadings(ProducerError):
+    """The server does not take some readings, and never will; ``refused`` has them with what is wrong."""
+
+    def __init__(self, message: str, refused: Sequence[RefusedReading], *, total: int) -> None:
+        super().__init__(message, violations=[one for reading in refused for one in reading.violations])
+        self.refused: tuple[RefusedReading, ...] = tuple(refused)
+        """The first of them."""
+        self.total = total
+        """How many there were."""
+
+
+class OutboxFull(ProducerError):
+    """There is no room for another reading, which was not taken."""
+
+
+class ReadingsLeft(ProducerError):
+    """The producer was closed before all of its readings were durable; those of a spool are still in it."""
+
+
+class SpoolUnusable(ProducerError):
+    """The file cannot be this producer's spool: another process uses it, it is another's, or it is damaged."""
 
 
 class DecodeError(SynclineError):

@@ -179,13 +179,40 @@ class Delete(msgspec.Struct, frozen=True, kw_only=True):
         return f"Delete({self.record_id!r}, revision={self.revision})"
 
 
+class Remove(msgspec.Struct, frozen=True, kw_only=True):
+    """The record does not match the filter (any more); drop it if it is there. It may live on in the dataset."""
+
+    record_id: str
+    revision: int
+    """The revision that made the change."""
+    commit_time_us: int
+    """Microseconds since 1970-01-01 UTC."""
+    reason: ChangeReason
+    token: bytes
+    """See ``Put.token``."""
+
+    @property
+    def key(self) -> Key:
+        """The record's key; see ``key_of``."""
+        return key_of(self.record_id)
+
+    @property
+    def commit_time(self) -> datetime:
+        """When the change was committed, by the server's clock."""
+        return _EPOCH + timedelta(microseconds=self.commit_time_us)
+
+    def __repr__(self) -> str:
+        return f"Remove({self.record_id!r}, revision={self.revision})"
+
+
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A copy that has taken in everything up to here equals the dataset at ``revision``."""
 
     revision: int
     record_count: int
+    """-1 where the server keeps no account of a filter; then nothing can be proven."""
     digest: bytes
-    """16 bytes; see ``Digest``."""
+    """16 bytes; see ``Digest``. Empty where ``record_count`` is -1."""
     commit_time: datetime | None
     """Of ``revision``; None at revision 0."""
     token: bytes
@@ -202,20 +229,21 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True):
     """The one that could not be continued: going on with it gives a reset again."""
 
 
-PUT, DELETE = 1, 2
+PUT, DELETE, REMOVE = 1, 2, 3
 """Change kinds, ``syncline.v1.ChangeKind``."""
 
 
-class ChangeBatch(Sequence[Put[T] | Delete]):
+class ChangeBatch(Sequence[Put[T] | Delete | Remove]):
     """Changes that came together, as columns. The events are made when they are looked at.
 
     Loops that must be fast read the columns: ``zip(batch.record_ids, batch.json)``. ``kinds`` is empty when
-    all are puts; ``json`` is empty bytes for deletes.
+    all are puts; ``json`` is empty bytes for deletes and removes.
     """
 
     __slots__ = (
         "_decode",
         "commit_times_us",
+        "folded",
         "from_revision",
         "json",
         "kinds",
@@ -243,6 +271,7 @@ class ChangeBatch(Sequence[Put[T] | Delete]):
         previous_token: bytes,
         token: bytes,
         decode: Callable[[bytes], T],
+        folded: int = 0,
     ) -> None:
         self.record_ids = record_ids
         self.json = json
@@ -257,33 +286,35 @@ class ChangeBatch(Sequence[Put[T] | Delete]):
         self.previous_token = previous_token
         self.token = token
         """Resumes after this batch; the one before it where only the checkpoint that follows has one."""
+        self.folded = folded
+        """Changes of this stretch that are not in the batch, because newer ones of the same records came after."""
         self._decode = decode
 
     @property
     def all_puts(self) -> bool:
-        """Whether there is no delete among the changes."""
+        """Whether there is nothing else among the changes."""
         return not self.kinds
 
     def __len__(self) -> int:
         return len(self.record_ids)
 
     @overload
-    def __getitem__(self, index: int) -> Put[T] | Delete: ...
+    def __getitem__(self, index: int) -> Put[T] | Delete | Remove: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Put[T] | Delete]: ...
-    def __getitem__(self, index: int | slice) -> Put[T] | Delete | list[Put[T] | Delete]:
+    def __getitem__(self, index: slice) -> list[Put[T] | Delete | Remove]: ...
+    def __getitem__(self, index: int | slice) -> Put[T] | Delete | Remove | list[Put[T] | Delete | Remove]:
         if isinstance(index, slice):
             return [self._event(i) for i in range(*index.indices(len(self)))]
         return self._event(range(len(self))[index])
 
-    def __iter__(self) -> Iterator[Put[T] | Delete]:
+    def __iter__(self) -> Iterator[Put[T] | Delete | Remove]:
         return map(self._event, range(len(self)))
 
-    def _event(self, i: int) -> Put[T] | Delete:
+    def _event(self, i: int) -> Put[T] | Delete | Remove:
         token = self.token if i == len(self.record_ids) - 1 else self.previous_token
         reason = ChangeReason(self.reasons[i]) if self.reasons else ChangeReason.API
-        if self.kinds and self.kinds[i] == DELETE:
-            return Delete(
+        if self.kinds and self.kinds[i] != PUT:
+            return (Delete if self.kinds[i] == DELETE else Remove)(
                 record_id=self.record_ids[i],
                 revision=self.revisions[i],
                 commit_time_us=self.commit_times_us[i],
@@ -317,5 +348,5 @@ class SyncPage(Generic[T]):
     """Set when the token could not be continued: drop the old copy once the next checkpoint is reached."""
 
 
-Event = Put[T] | Delete | Checkpoint | Reset
+Event = Put[T] | Delete | Remove | Checkpoint | Reset
 """What ``changes()`` gives."""

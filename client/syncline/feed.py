@@ -8,18 +8,29 @@ import asyncio
 import contextlib
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, Generic, Self, TypeVar
 
 import grpc.aio
 
 from syncline import errors
-from syncline._call import LOG, Caller, RetryPolicy
+from syncline._call import LOG, Caller
 from syncline._events import FeedViolation, Order
+from syncline._reconnect import FeedOptions, Reconnects, is_fault, may_pass
 from syncline._status import to_error
 from syncline.errors import FeedBroken, SynclineError
-from syncline.events import PUT, ChangeBatch, ChangeReason, Checkpoint, Delete, Event, Put, Reset, SyncPage
+from syncline.events import (
+    PUT,
+    ChangeBatch,
+    ChangeReason,
+    Checkpoint,
+    Delete,
+    Event,
+    Put,
+    Remove,
+    Reset,
+    SyncPage,
+)
 from syncline.names import dataset_name
 from syncline.v1 import feed_pb2
 from syncline.v1.sync_service_pb2 import SubscribeRequest, SyncRequest, SyncResponse
@@ -30,32 +41,6 @@ T = TypeVar("T")
 Part = ChangeBatch[T] | Checkpoint | Reset
 """What ``batches()`` gives."""
 
-
-RECONNECT: Final = RetryPolicy(attempts=None, first_seconds=0.2, max_seconds=30.0)
-"""For ever, with pauses drawn from zero up to 30 s in the end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeedOptions:
-    """When a feed gives up on a connection, and how it comes back."""
-
-    checkpoint_seconds: float = 10.0
-    """The server's interval between checkpoints (its setting of that name)."""
-    missed_checkpoints: int = 3
-    """A stream that is silent for so many intervals is dead."""
-    reconnect: RetryPolicy = RECONNECT
-    healthy_seconds: float = 10.0
-    """A stream that lived so long and brought something starts the pauses anew."""
-    faults: int = 5
-    """Contradictions, or errors of the server itself, with no checkpoint between them; then the feed raises."""
-
-    @property
-    def silence_seconds(self) -> float:
-        """How long nothing may come."""
-        return self.checkpoint_seconds * self.missed_checkpoints
-
-
-DEFAULT_OPTIONS: Final = FeedOptions()
 
 API: Final = int(ChangeReason.API)
 
@@ -93,15 +78,15 @@ class ChangeFeed(Generic[T]):
         self._token = token or b""
         self._order = Order(self._token, decode, from_now=from_now)
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._connected_at = 0.0
-        self._progress = False  # something came on this stream
-        self._failures = 0  # in a row, for the pauses
-        self._faults = 0  # in a row, for giving up
+        self._reconnects = Reconnects(options)
         self._received: Iterator[feed_pb2.FeedEvent] = iter(())
-        self._events: Iterator[Put[T] | Delete] = iter(())
+        self._events: Iterator[Put[T] | Delete | Remove] = iter(())
         self._closing = asyncio.Event()
-        self.reconnects = 0
+
+    @property
+    def reconnects(self) -> int:
         """How often the stream was opened again."""
+        return self._reconnects.total
 
     @property
     def token(self) -> bytes:
@@ -111,7 +96,7 @@ class ChangeFeed(Generic[T]):
     @property
     def is_connected(self) -> bool:
         """Whether something came on the present stream."""
-        return self._call is not None and self._progress
+        return self._call is not None and self._reconnects.progress
 
     def __aiter__(self) -> Self:
         return self
@@ -221,8 +206,7 @@ class ChangeFeed(Generic[T]):
             request.token = self._order.resume
         elif self._from_now and not self._order.token:
             request.from_now = True
-        self._connected_at = _now()
-        self._progress = False
+        self._reconnects.connected(_now())
         self._call = self._stub.Subscribe(request, metadata=self._caller.metadata)
         return reset
 
@@ -234,37 +218,29 @@ class ChangeFeed(Generic[T]):
             call.cancel()
 
     def _note_progress(self, part: Part[T]) -> None:
-        self._progress = True
+        self._reconnects.progress = True
         if isinstance(part, Checkpoint):
-            self._faults = 0
+            self._reconnects.settle()
             if part.revision >= self._min_revision:
                 self._min_revision = 0
 
     # -- coming back ----------------------------------------------------------------------------------------
 
     async def _handle(self, error: SynclineError) -> None:
-        fault = isinstance(error, errors.ServerError) or (not error.reason and error.code == "INTERNAL")
-        if not (fault or _may_pass(error)):
+        fault = is_fault(error)
+        if not (fault or may_pass(error)):
             self._drop()
             raise error
         await self._recover(error, counts=fault)
 
     async def _recover(self, error: SynclineError, *, counts: bool = False) -> None:
         """Pause before the next connection. Raises the error when it counts and has come too often."""
-        healthy = self._progress and _now() - self._connected_at >= self._options.healthy_seconds
         self._drop()
-        if counts:
-            self._faults += 1
-            if self._faults >= self._options.faults:
-                error.add_note(f"gave up after {self._faults} of these in a row; the token is good still")
-                raise error
-        self._failures = 1 if healthy else self._failures + 1
-        pause = max(self._options.reconnect.pause_seconds(self._failures), error.retry_after_seconds or 0.0)
+        pause = self._reconnects.pause_seconds(error, _now(), counts=counts)
         LOG.info("feed of %s: connecting again in %.2f s: %s", self._dataset, pause, error.message)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._closing.wait()
-        self.reconnects += 1
 
 
 class Batches(Generic[T]):
@@ -364,13 +340,7 @@ def join_batches(batches: list[ChangeBatch[Any]], order: Order, *, previous_toke
         previous_token=previous_token,
         token=order.token,
         decode=order.decode,
-    )
-
-
-def _may_pass(error: SynclineError) -> bool:
-    """Whether a later connection can be better off."""
-    return isinstance(error, errors.OutcomeUnknown) or (
-        isinstance(error, errors.Overloaded) and error.retry_after_seconds is not None
+        folded=sum(batch.folded for batch in batches),
     )
 
 

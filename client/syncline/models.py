@@ -212,6 +212,46 @@ class Violation:
         return f"records[{self.index}]{self.pointer}: {keyword}{self.message}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedReading:
+    """A reading of a producer that the server does not take."""
+
+    json: bytes
+    """As it was sent."""
+    sequence: int
+    """Its number."""
+    violations: tuple[Violation, ...] = ()
+    """What is wrong with it; ``index`` is 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerStats:
+    """What a producer has done since it was entered, and where it stands."""
+
+    sent: int
+    """Readings given to ``send``."""
+    durable: int
+    """Readings that the server has, those of earlier runs in the spool included."""
+    refused: int
+    """Readings that it does not take."""
+    dropped: int
+    """Readings that made room for newer ones (``drop_oldest``)."""
+    waiting: int
+    """Readings that are not durable yet, in memory and in the spool."""
+    waiting_bytes: int
+    connected: bool
+    """Whether a stream is open."""
+    epoch: int
+    """Of the producer; 0 before it was opened."""
+    last_sequence: int
+    """Number of the last reading that is durable or refused."""
+    revision: int
+    """Newest revision that a reading of this run made or met."""
+    reconnects: int
+    held_by: str
+    """Why the server takes no readings for now, as ``SOURCE_DISABLED``; empty: it does."""
+
+
 def key_of(record_id: str) -> Key:
     """The key in a record id: a value, a tuple of several, or the id itself where there is no key."""
     try:

@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 NAMES = """
 Aborted AlreadyExists ChangeBatch ChangeFeed ChangeReason Checkpoint Client ConditionFailed Copy CopyDiverged
-Dataset DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch Event
-FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision InvalidArgument
-InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused NotAuthenticated NotFound NotOffered
-OutOfRange OutcomeUnknown Overloaded PermissionDenied PushResult Put Record RecordResult RecordStatus Rejected
-Reset ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionConflict
-SessionInfo SessionInvalid SessionResult SourceDisabled SourceInfo SyncPage SynclineError Tls TokenInvalid Unavailable
-UnknownEvent Violation append by_content by_key connect key_of
+Dataset DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch Event FailedPrecondition
+FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision InvalidArgument InvalidRecords
+KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused NotAuthenticated NotFound NotOffered OutOfRange
+OutboxFull OutcomeUnknown Overloaded PermissionDenied ProducerError ProducerFenced ProducerStats PushResult Put
+ReadingsLeft Record RecordResult RecordStatus RefusedReading RefusedReadings Rejected Remove Reset ResetReason
+Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionConflict SessionInfo
+SessionInvalid SessionResult SourceDisabled SourceInfo SpoolUnusable SyncPage SynclineError Tls TokenInvalid
+Unavailable UnknownEvent Violation append by_content by_key connect key_of
 """.split()  # noqa: SIM905 - a list to read
 
 
