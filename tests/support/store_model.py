@@ -35,6 +35,7 @@ from syncline_server.model import (
     IdentityKind,
     Key,
     Page,
+    Producer,
     Reason,
     Record,
     RecordScope,
@@ -138,6 +139,11 @@ class ModelStore(Store):
         self._sessions: dict[str, Staged] = {}
         self._requests: dict[str, Remembered] = {}
         self._replicas: dict[tuple[int, str], Replica] = {}
+        self._producers: dict[tuple[int, str], Producer] = {}
+        self._epochs: dict[int, dict[int, int]] = {}
+        """By producer number: where the numbers stood when each epoch began."""
+        self._used_epochs: dict[tuple[int, str], int] = {}
+        self._last_producer = 0
         self._last_dataset = 0
         self._last_source = 0
 
@@ -295,6 +301,7 @@ class ModelStore(Store):
             del self._keys[key_id]
         for key in [k for k, s in self._sessions.items() if s.session.source_number == number]:
             del self._sessions[key]
+        self._producers = {k: p for k, p in self._producers.items() if p.source_number != number}
 
     def _source(self, number: int) -> Source:
         if number not in self._sources:
@@ -338,6 +345,7 @@ class ModelStore(Store):
                 present,
                 display_name=source.display_name,
                 disabled=source.disabled,
+                expect_every_us=source.expect_every_us,
                 update_time_us=source.update_time_us,
                 generation=present.generation + 1,
             )
@@ -477,6 +485,10 @@ class ModelStore(Store):
         if seen := self._seen(identity):
             return replace(seen.answer, replayed=True)
         state = self._state(commit.dataset_number)
+        numbered = self._numbered(commit)
+        if numbered and commit.producer.last_sequence <= numbered[1].last_sequence:
+            revision = state.dataset.head.revision
+            return CommitResult(revision=revision, changed=False, statuses=b"", replayed=True)
         source = self._source(commit.source_number)
         if source.dataset_number != state.dataset.number:
             raise NotFound("SOURCE_NOT_FOUND", "no such source")
@@ -504,6 +516,12 @@ class ModelStore(Store):
             return replace(result, revision=state.dataset.head.revision)
         state.dataset, state.rows, state.revisions = work.dataset, work.rows, work.revisions
         self._received(source)
+        if numbered:
+            self._producers[numbered[0]] = replace(
+                numbered[1],
+                last_sequence=commit.producer.last_sequence,
+                last_received_us=self._clock.now_us(),
+            )
         if staged is not None:
             staged.stream_calls.append(commit.write)
             staged.session = replace(
@@ -825,6 +843,76 @@ class ModelStore(Store):
             )[1]
             for revision in revisions
         ]
+
+    # -- producers ----------------------------------------------------------------------------------------
+
+    async def open_producer(
+        self, source_number, producer_id, *, epoch, previous_epoch=0, dry_run=False
+    ) -> tuple[Producer, int]:
+        source = self._source(source_number)
+        if source.disabled:
+            raise FailedPrecondition("SOURCE_DISABLED", "disabled")
+        now_us, key = self._clock.now_us(), (source_number, producer_id)
+        present = self._producers.get(key)
+        if epoch and (present is None or present.epoch != epoch):
+            raise FailedPrecondition("PRODUCER_FENCED", "fenced")
+        producer = present or Producer(
+            number=self._last_producer + 1,
+            source_number=source_number,
+            dataset_id=source.dataset_id,
+            source_id=source.source_id,
+            producer_id=producer_id,
+            epoch=0,
+            last_sequence=0,
+            create_time_us=now_us,
+            open_time_us=now_us,
+        )
+        epochs = dict(self._epochs.get(producer.number, {}))
+        if not epoch:
+            next_epoch = max(now_us // 1_000, self._used_epochs.get(key, 0) + 1)
+            producer = replace(producer, epoch=next_epoch, open_time_us=now_us)
+            epochs[next_epoch] = producer.last_sequence
+        came_to = 0
+        if previous_epoch in epochs:
+            later = [base for begun, base in sorted(epochs.items()) if begun > previous_epoch]
+            came_to = later[0] if later else producer.last_sequence
+        if not dry_run:
+            self._last_producer = max(self._last_producer, producer.number)
+            self._producers[key], self._epochs[producer.number] = producer, epochs
+            self._used_epochs[key] = producer.epoch
+        return producer, came_to
+
+    async def get_producer(self, source_number, producer_id):
+        if (source_number, producer_id) not in self._producers:
+            raise NotFound("PRODUCER_NOT_FOUND", "no such producer")
+        return self._producers[source_number, producer_id]
+
+    async def list_producers(self, source_number, *, after="", limit):
+        mine = [p for p in self._producers.values() if p.source_number == source_number]
+        mine = [p for p in mine if p.producer_id.encode() > after.encode()]
+        return sorted(mine, key=lambda p: p.producer_id.encode())[:limit]
+
+    async def delete_producer(self, source_number, producer_id, *, identity=None):
+        if self._seen(identity):
+            return
+        await self.get_producer(source_number, producer_id)
+        del self._producers[source_number, producer_id]
+        self._remember(identity, resource=producer_id)
+
+    def _numbered(self, commit: Commit) -> tuple[tuple[int, str], Producer] | None:
+        """The producer of a commit. Raises PRODUCER_FENCED, SEQUENCE_GAP."""
+        write = commit.producer
+        if write is None:
+            return None
+        for key, producer in self._producers.items():
+            if producer.number == write.producer_number and producer.epoch == write.epoch:
+                expected = producer.last_sequence + 1
+                if write.first_sequence != expected and write.last_sequence >= expected:
+                    raise OutOfRange("SEQUENCE_GAP", "gap", expected=expected)
+                return key, producer
+        if commit.source_number not in self._sources:
+            raise NotFound("SOURCE_NOT_FOUND", "no such source")
+        raise FailedPrecondition("PRODUCER_FENCED", "fenced")
 
     # -- replicas -----------------------------------------------------------------------------------------
 

@@ -1,4 +1,3 @@
-# ruff: noqa: B027 - methods that a room is about to bring are not abstract yet
 """The contract of a store: what every backend promises to the rooms above it.
 
 **Truth.** A store keeps, per dataset, the newest version of every record, plus a tombstone for each deleted
@@ -271,6 +270,7 @@ class Store(ABC):
 
     # -- producers ----------------------------------------------------------------------------------------
 
+    @abstractmethod
     async def open_producer(
         self,
         source_number: int,
@@ -289,16 +289,22 @@ class Store(ABC):
         Raises NotFound(SOURCE_NOT_FOUND), FailedPrecondition(SOURCE_DISABLED).
         """
 
+    @abstractmethod
     async def get_producer(self, source_number: int, producer_id: str) -> Producer:
         """Read a producer. Raises NotFound(PRODUCER_NOT_FOUND)."""
 
+    @abstractmethod
     async def list_producers(self, source_number: int, *, after: str = "", limit: int) -> Sequence[Producer]:
         """Read at most ``limit`` producers of a source whose ids follow ``after``, ordered by id as bytes."""
 
+    @abstractmethod
     async def delete_producer(
         self, source_number: int, producer_id: str, *, identity: RequestIdentity | None = None
     ) -> None:
-        """Forget a producer; what it wrote stays. Raises NotFound(PRODUCER_NOT_FOUND)."""
+        """Forget a producer; what it wrote stays. Raises NotFound(PRODUCER_NOT_FOUND).
+
+        The epochs that it used stay used up: opened again, it begins above them, at sequence 1.
+        """
 
     # -- replicas -----------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ _MARK_DELETED: Final = "INSERT INTO deleted_dataset (number) VALUES (?)"
 
 _SOURCE: Final = """
 SELECT s.number, s.dataset_number, d.dataset_id, s.source_id, s.generation, s.display_name, s.disabled,
-       s.create_time_us, s.update_time_us, s.last_received_us
+       s.create_time_us, s.update_time_us, s.last_received_us, s.expect_every_us
 FROM source s JOIN dataset d ON d.number = s.dataset_number
 """
 _SOURCE_BY_ID: Final = _SOURCE + "WHERE d.dataset_id = ? AND s.source_id = ?"
@@ -61,11 +61,13 @@ _SOURCES_AFTER: Final = (
 )
 _INSERT_SOURCE: Final = """
 INSERT INTO source (dataset_number, source_id, generation, display_name, disabled, create_time_us, update_time_us,
-    last_received_us)
-VALUES (?, ?, 1, ?, ?, ?, ?, ?)
+    last_received_us, expect_every_us)
+VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)
 """
 _UPDATE_SOURCE: Final = """
-UPDATE source SET generation = generation + 1, display_name = ?, disabled = ?, update_time_us = ? WHERE number = ?
+UPDATE source SET generation = generation + 1, display_name = ?, disabled = ?, expect_every_us = ?,
+    update_time_us = ?
+WHERE number = ?
 """
 
 _KEY: Final = """
@@ -127,7 +129,9 @@ def create_dataset(
     )
     connection.execute(_INSERT_HEAD, (number, dataset.incarnation[:8]))
     created_us = dataset.create_time_us
-    connection.execute(_INSERT_SOURCE, (number, DEFAULT_SOURCE, "", False, created_us, created_us, None))
+    connection.execute(
+        _INSERT_SOURCE, (number, DEFAULT_SOURCE, "", False, created_us, created_us, None, None)
+    )
     remember_resource(connection, identity, str(number), now_us=now_us)
     return dataset_by_number(connection, number)
 
@@ -263,6 +267,7 @@ def create_source(
                 source.create_time_us,
                 source.update_time_us,
                 source.last_received_us,
+                source.expect_every_us,
             ),
         )
     )
@@ -305,7 +310,14 @@ def update_source(
     if find_resource(connection, identity) is None:
         expect_source(connection, source.number, expected_generation)
         connection.execute(
-            _UPDATE_SOURCE, (source.display_name, source.disabled, source.update_time_us, source.number)
+            _UPDATE_SOURCE,
+            (
+                source.display_name,
+                source.disabled,
+                source.expect_every_us,
+                source.update_time_us,
+                source.number,
+            ),
         )
         remember_resource(connection, identity, str(source.number), now_us=now_us)
     return source_by_number(connection, source.number)
@@ -475,6 +487,7 @@ def _source(row: Sequence[Any]) -> Source:
         create_time_us=row[7],
         update_time_us=row[8],
         last_received_us=row[9],
+        expect_every_us=row[10],
     )
 
 

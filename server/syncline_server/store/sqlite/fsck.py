@@ -90,6 +90,21 @@ _ORPHANS: Final = (
             " WHERE o.dataset_number <> s.dataset_number"
         ),
     ),
+    (
+        "producer whose newest epoch is not its own",
+        (
+            "SELECT count(*) FROM producer p WHERE last_sequence >= 0 AND epoch IS NOT"
+            " (SELECT max(epoch) FROM producer_epoch e WHERE e.producer_number = p.number)"
+        ),
+    ),
+    (
+        "epoch that began beyond the one after it",
+        (
+            "SELECT count(*) FROM (SELECT base_sequence, lead(base_sequence, 1, p.last_sequence)"
+            " OVER (PARTITION BY e.producer_number ORDER BY e.epoch) AS ended"
+            " FROM producer_epoch e JOIN producer p ON p.number = e.producer_number) WHERE base_sequence > ended"
+        ),
+    ),
 )
 _CHUNK: Final = """
 SELECT max(slot) - (?1 << 40), count(*), group_concat(record_id, char(10)),

@@ -170,11 +170,7 @@ class Plan:
             producer.changed = True
         if verdict.changed:
             self._change(commit, dataset, verdict)
-        for index in verdict.taken_over:
-            record_id = commit.write.record_ids[index]  # type: ignore[union-attr]
-            position, revision, value_hash, _ = dataset.entries[record_id]
-            dataset.entries[record_id] = (position, revision, value_hash, source.number)
-            dataset.taken_over[record_id] = source.number
+        _take_over(commit, dataset, verdict)
         result = verdict.result(revision=dataset.head.revision)
         if session is not None:
             session.calls += 1
@@ -361,6 +357,15 @@ class _Verdict:
             unchanged=unchanged,
             deleted=deleted,
         )
+
+
+def _take_over(commit: Commit, dataset: DatasetState, verdict: _Verdict) -> None:
+    """Unchanged records of other sources go over to the one that wrote them."""
+    for index in verdict.taken_over:
+        record_id = commit.write.record_ids[index]  # type: ignore[union-attr]
+        position, revision, value_hash, _ = dataset.entries[record_id]
+        dataset.entries[record_id] = (position, revision, value_hash, commit.source_number)
+        dataset.taken_over[record_id] = commit.source_number
 
 
 def _verdict(commit: Commit, dataset: DatasetState) -> _Verdict:

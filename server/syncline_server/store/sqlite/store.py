@@ -17,6 +17,7 @@ from syncline_server.model import (
     Head,
     Key,
     Page,
+    Producer,
     Record,
     Replica,
     RequestIdentity,
@@ -29,6 +30,7 @@ from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Stor
 from syncline_server.store.sqlite import (
     catalog,
     entries,
+    producers,
     reads,
     rebuild,
     replicas,
@@ -448,6 +450,43 @@ class SqliteStore(Store):
     async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
         """See Store."""
         return await self._readers.read(entries.revision_times, dataset_number, revisions)
+
+    # -- producers ----------------------------------------------------------------------------------------
+
+    async def open_producer(
+        self,
+        source_number: int,
+        producer_id: str,
+        *,
+        epoch: int,
+        previous_epoch: int = 0,
+        dry_run: bool = False,
+    ) -> tuple[Producer, int]:
+        """See Store."""
+        done = await self._writer.transact(
+            producers.open_producer,
+            source_number,
+            producer_id,
+            epoch=epoch,
+            previous_epoch=previous_epoch,
+            dry_run=dry_run,
+            now_us=self._clock.now_us(),
+        )
+        return done.value
+
+    async def get_producer(self, source_number: int, producer_id: str) -> Producer:
+        """See Store."""
+        return await self._readers.read(producers.producer_by_id, source_number, producer_id)
+
+    async def list_producers(self, source_number: int, *, after: str = "", limit: int) -> Sequence[Producer]:
+        """See Store."""
+        return await self._readers.read(producers.producers_after, source_number, after, limit)
+
+    async def delete_producer(
+        self, source_number: int, producer_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(producers.delete_producer, source_number, producer_id, identity)
 
     # -- replicas -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,146 @@
+"""Producers: who numbers their writes, and how far each epoch of theirs came.
+
+A producer that is forgotten leaves its row behind, with the last sequence -1, so that none of its epochs is given
+out again, whatever the clock does meanwhile.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from syncline_server.errors import NotFound
+from syncline_server.model import Producer, RequestIdentity
+from syncline_server.store.sqlite.catalog import source_by_number
+from syncline_server.store.sqlite.plan import producer_fenced, source_disabled
+from syncline_server.store.sqlite.requests import find_resource, remember_resource
+
+FORGOTTEN: Final = -1
+"""Last sequence of a producer that was forgotten."""
+
+_PRODUCER: Final = """
+SELECT p.number, p.source_number, d.dataset_id, s.source_id, p.producer_id, p.epoch, p.last_sequence,
+       p.create_time_us, p.open_time_us, p.last_received_us
+FROM producer p JOIN source s ON s.number = p.source_number JOIN dataset d ON d.number = s.dataset_number
+"""
+_BY_ID: Final = _PRODUCER + "WHERE p.source_number = ? AND p.producer_id = ?"
+_AFTER: Final = (
+    _PRODUCER + "WHERE p.source_number = ? AND p.producer_id > ? AND p.last_sequence >= 0 "
+    "ORDER BY p.producer_id LIMIT ?"
+)
+_INSERT: Final = """
+INSERT INTO producer (source_number, producer_id, epoch, create_time_us, open_time_us) VALUES (?1, ?2, ?3, ?4, ?4)
+"""
+_BEGIN_EPOCH: Final = "UPDATE producer SET epoch = ?, open_time_us = ? WHERE number = ?"
+_INSERT_EPOCH: Final = "INSERT INTO producer_epoch (producer_number, epoch, base_sequence) VALUES (?, ?, ?)"
+_CAME_TO: Final = """
+SELECT EXISTS (SELECT 1 FROM producer_epoch WHERE producer_number = ?1 AND epoch = ?2),
+       (SELECT base_sequence FROM producer_epoch WHERE producer_number = ?1 AND epoch > ?2 ORDER BY epoch LIMIT 1)
+"""
+_DELETE: Final = "DELETE FROM producer WHERE number = ?"
+_DELETE_EPOCHS: Final = "DELETE FROM producer_epoch WHERE producer_number = ?"
+_FORGET: Final = "UPDATE producer SET last_sequence = -1, last_received_us = NULL WHERE number = ?"
+
+
+def open_producer(
+    connection: sqlite3.Connection,
+    source_number: int,
+    producer_id: str,
+    *,
+    epoch: int,
+    previous_epoch: int,
+    dry_run: bool,
+    now_us: int,
+) -> tuple[Producer, int]:
+    """Open a producer with its present epoch or, with ``epoch`` 0, the next one."""
+    source = source_by_number(connection, source_number)
+    if source.disabled:
+        raise source_disabled(source.source_id)
+    row = connection.execute(_BY_ID, (source_number, producer_id)).fetchone()
+    present = None if row is None or row[6] == FORGOTTEN else _producer(row)
+    if epoch:
+        if present is None or present.epoch != epoch:
+            raise producer_fenced(producer_id, 0 if present is None else present.epoch)
+        return present, _came_to(connection, present, previous_epoch)
+    used = 0 if row is None else row[5]
+    next_epoch = max(now_us // 1_000, used + 1)
+    if dry_run:
+        came_to = 0 if present is None else _came_to(connection, present, previous_epoch)
+        planned = present or Producer(
+            number=0,
+            source_number=source_number,
+            dataset_id=source.dataset_id,
+            source_id=source.source_id,
+            producer_id=producer_id,
+            epoch=0,
+            last_sequence=0,
+            create_time_us=now_us,
+            open_time_us=now_us,
+        )
+        return replace(planned, epoch=next_epoch, open_time_us=now_us), came_to
+    if present is None:
+        if row is not None:
+            connection.execute(_DELETE, (row[0],))
+        connection.execute(_INSERT, (source_number, producer_id, next_epoch, now_us))
+    else:
+        connection.execute(_BEGIN_EPOCH, (next_epoch, now_us, present.number))
+    opened = producer_by_id(connection, source_number, producer_id)
+    connection.execute(_INSERT_EPOCH, (opened.number, next_epoch, opened.last_sequence))
+    return opened, _came_to(connection, opened, previous_epoch)
+
+
+def _came_to(connection: sqlite3.Connection, producer: Producer, epoch: int) -> int:
+    """Last sequence that became durable in an epoch or before it: where the one after it began."""
+    if not epoch:
+        return 0
+    known, base_of_next = connection.execute(_CAME_TO, (producer.number, epoch)).fetchone()
+    if not known:
+        return 0
+    return producer.last_sequence if base_of_next is None else int(base_of_next)
+
+
+def producer_by_id(connection: sqlite3.Connection, source_number: int, producer_id: str) -> Producer:
+    """Read a producer. Raises NotFound."""
+    row = connection.execute(_BY_ID, (source_number, producer_id)).fetchone()
+    if row is None or row[6] == FORGOTTEN:
+        raise NotFound("PRODUCER_NOT_FOUND", f"producer {producer_id!r} does not exist", producer=producer_id)
+    return _producer(row)
+
+
+def producers_after(
+    connection: sqlite3.Connection, source_number: int, after: str, limit: int
+) -> list[Producer]:
+    """Read producers of a source in the order of their ids."""
+    return [_producer(row) for row in connection.execute(_AFTER, (source_number, after, limit)).fetchall()]
+
+
+def delete_producer(
+    connection: sqlite3.Connection,
+    source_number: int,
+    producer_id: str,
+    identity: RequestIdentity | None,
+    *,
+    now_us: int,
+) -> None:
+    """Forget a producer but for the epochs that it used up."""
+    if find_resource(connection, identity) is not None:
+        return
+    producer = producer_by_id(connection, source_number, producer_id)
+    connection.execute(_DELETE_EPOCHS, (producer.number,))
+    connection.execute(_FORGET, (producer.number,))
+    remember_resource(connection, identity, producer_id, now_us=now_us)
+
+
+def _producer(row: Sequence[Any]) -> Producer:
+    return Producer(
+        number=row[0],
+        source_number=row[1],
+        dataset_id=row[2],
+        source_id=row[3],
+        producer_id=row[4],
+        epoch=row[5],
+        last_sequence=row[6],
+        create_time_us=row[7],
+        open_time_us=row[8],
+        last_received_us=row[9],
+    )
