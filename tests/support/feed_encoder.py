@@ -16,7 +16,14 @@ class LineEncoder(EventEncoder):
         self.calls = 0
 
     def changes(
-        self, changes: Changes, *, from_revision: int, to_revision: int, partial: bool, token: bytes
+        self,
+        changes: Changes,
+        *,
+        from_revision: int,
+        to_revision: int,
+        partial: bool,
+        token: bytes,
+        folded: int = 0,
     ) -> bytes:
         self.calls += 1
         return _line(
@@ -28,6 +35,7 @@ class LineEncoder(EventEncoder):
             data=[data.decode() for data in changes.data],
             revisions=list(changes.revisions),
             kinds=[int(kind) for kind in changes.kinds],
+            folded=folded,
             token=token.hex(),
         )
 
@@ -71,6 +79,7 @@ class Copy:
     """False for a copy that was begun with ``from_now``: digests do not apply."""
     going_away: bool = False
     batches: int = 0
+    folded: int = 0
     largest: int = 0
 
     def take(self, message: bytes) -> None:
@@ -85,6 +94,8 @@ class Copy:
         revisions = event["revisions"]
         assert revisions == sorted(revisions), "changes are in order"
         assert all(self.revision - self.partial < r <= event["to_revision"] for r in revisions), "G8"
+        assert event["folded"] >= 0
+        self.folded += event["folded"]
         kinds = event["kinds"] or [int(ChangeKind.PUT)] * len(event["record_ids"])
         for record_id, data, revision, kind in zip(
             event["record_ids"], event["data"], revisions, kinds, strict=True

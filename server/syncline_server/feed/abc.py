@@ -14,13 +14,23 @@ class EventEncoder(ABC):
 
     @abstractmethod
     def changes(
-        self, changes: Changes, *, from_revision: int, to_revision: int, partial: bool, token: bytes
+        self,
+        changes: Changes,
+        *,
+        from_revision: int,
+        to_revision: int,
+        partial: bool,
+        token: bytes,
+        folded: int = 0,
     ) -> bytes:
-        """``Changes``; the token may be empty when a checkpoint follows in the same frame."""
+        """``Changes``; the token may be empty when a checkpoint follows in the same frame.
+
+        ``folded``: number of changes of this stretch that newer ones of the same records replaced.
+        """
 
     @abstractmethod
     def checkpoint(self, head: Head, *, token: bytes, going_away: bool = False) -> bytes:
-        """``Checkpoint`` at ``head``."""
+        """``Checkpoint`` at ``head``. A record count of -1: without count and digest."""
 
     @abstractmethod
     def reset(self, reason: ResetReason, message: str) -> bytes:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Collection
-from typing import Final
+from typing import Final, Protocol
 
 from syncline_server.feed import tokens
 from syncline_server.feed.frames import Frame, FrameMaker
@@ -17,6 +17,13 @@ from syncline_server.store.abc import Store
 
 _WAKE_AT_ONCE: Final = 256
 """Waiters woken in one turn of the event loop, so that ten thousand do not hold up everything else."""
+
+
+class Waiter(Protocol):
+    """Who waits for a wake-up."""
+
+    def wake(self) -> None:
+        """Look again. Must not block, and may come for nothing."""
 
 
 class Channel:
@@ -47,8 +54,8 @@ class Channel:
         self._demanded: set[Position | None] = set()
         """Positions from which a subscriber has asked to go on, until their page has been read."""
         self._tasks: set[asyncio.Task[Frame]] = set()
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._to_wake: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[Waiter, None] = {}
+        self._to_wake: deque[Waiter] = deque()
 
     # -- what is heard ------------------------------------------------------------------------------------
 
@@ -65,6 +72,12 @@ class Channel:
         if revision > self.known_revision:
             self.known_revision = revision
             self.wake()
+
+    def settle(self) -> None:
+        """Before a checkpoint that is due: move on what stood still. Frames may be at hand then.
+
+        Nothing to do here, where every commit moves the ring.
+        """
 
     def drop(self) -> None:
         """Forget everything kept; whoever follows looks into the store next."""
@@ -84,13 +97,11 @@ class Channel:
 
     # -- waiting ------------------------------------------------------------------------------------------
 
-    def wait(self) -> asyncio.Future[None]:
-        """Register for the next wake-up, at once. Await the result, and ``forget`` it in any case."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def wait(self, waiter: Waiter) -> None:
+        """Register for the next wake-up, in the same step as the look that found nothing."""
         self._waiters[waiter] = None
-        return waiter
 
-    def forget(self, waiter: asyncio.Future[None]) -> None:
+    def forget(self, waiter: Waiter) -> None:
         """Take back a ``wait``."""
         self._waiters.pop(waiter, None)
 
@@ -106,30 +117,28 @@ class Channel:
 
     def _wake_some(self) -> None:
         for _ in range(min(_WAKE_AT_ONCE, len(self._to_wake))):
-            waiter = self._to_wake.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            self._to_wake.popleft().wake()
         if self._to_wake:
             asyncio.get_running_loop().call_soon(self._wake_some)
 
+    # -- bookmarks ----------------------------------------------------------------------------------------
+
+    def bookmark(self, progress: Progress) -> bytes:
+        """Encode what tells an idle follower that its copy is exact; it may move the follower on."""
+        assert progress.head is not None
+        return self.ring.bookmark(progress.head)
+
     # -- reading ------------------------------------------------------------------------------------------
 
-    def start_read(self, progress: Progress) -> asyncio.Task[Frame]:
-        """Begin to read what follows, or join a read that is under way from the same position."""
-        self._demanded.add(progress.position)
-        return self._reads.get(progress.position) or self._begin(
-            progress.position, progress.page_changes, progress.page_bytes
-        )
+    def start_read(self, progress: Progress, *, afresh: bool = False) -> asyncio.Task[Frame]:
+        """Begin to read what follows, or join a read that is under way from the same position.
 
-    async def finish_read(self, progress: Progress, task: asyncio.Task[Frame]) -> Frame:
-        """Frame of a read. Raises NotFound(DATASET_NOT_FOUND) and the store's troubles."""
-        frame = await asyncio.shield(task)
-        if frame.head.revision < progress.floor_revision:
-            # It was begun before this subscriber came; one begun now sees what the subscriber may have seen.
-            frame = await asyncio.shield(
-                self._begin(progress.position, progress.page_changes, progress.page_bytes)
-            )
-        return frame
+        ``afresh``: do not join one, because it was begun before this subscriber came; one begun now sees what the
+        subscriber may have seen. The task raises NotFound(DATASET_NOT_FOUND) and the store's troubles.
+        """
+        self._demanded.add(progress.position)
+        under_way = None if afresh else self._reads.get(progress.position)
+        return under_way or self._begin(progress.position, progress.page_changes, progress.page_bytes)
 
     def _begin(self, position: Position | None, max_changes: int, max_bytes: int) -> asyncio.Task[Frame]:
         task = asyncio.get_running_loop().create_task(self._read(position, max_changes, max_bytes))

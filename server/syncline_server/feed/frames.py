@@ -55,7 +55,13 @@ class FrameMaker:
         # and every open commit is closed.
         if page.changes or end.revision != from_revision or not (start is None or start.complete):
             parts.append(
-                self._changes(page.changes, from_revision, end, token=b"" if end.complete else token)
+                self._changes(
+                    page.changes,
+                    from_revision,
+                    end,
+                    token=b"" if end.complete else token,
+                    folded=tokens.folded(start, end, len(page.changes)),
+                )
             )
         if end.complete:
             parts.append(self._encoder.checkpoint(page.head, token=token))
@@ -64,7 +70,9 @@ class FrameMaker:
     def group(self, start: Position, appended: Appended, changes: Changes) -> Frame:
         """Frame of a group of commits that follows ``start``: its changes and a checkpoint."""
         end = tokens.at_head(self.origin, appended.head)
-        body = self._changes(changes, start.revision, end, token=b"") + self.checkpoint(appended.head)
+        folded = end.position - start.position - len(changes)
+        body = self._changes(changes, start.revision, end, token=b"", folded=folded)
+        body += self.checkpoint(appended.head)
         return Frame(start=start, end=end, head=appended.head, body=body)
 
     def reset(self, start: Position, reason: ResetReason, head: Head) -> Frame:
@@ -77,11 +85,14 @@ class FrameMaker:
         token = self.token(tokens.at_head(self.origin, head))
         return self._encoder.checkpoint(head, token=token, going_away=going_away)
 
-    def _changes(self, changes: Changes, from_revision: int, end: Position, *, token: bytes) -> bytes:
+    def _changes(
+        self, changes: Changes, from_revision: int, end: Position, *, token: bytes, folded: int
+    ) -> bytes:
         return self._encoder.changes(
             changes,
             from_revision=from_revision,
             to_revision=end.revision,
             partial=not end.complete,
             token=token,
+            folded=folded,
         )

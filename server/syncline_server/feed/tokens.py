@@ -101,6 +101,16 @@ def advance(position: Position | None, page: Page, origin: Origin) -> Position:
     )
 
 
+def folded(start: Position | None, end: Position, rows: int) -> int:
+    """Changes between two positions that are not among the ``rows`` read, because newer ones replaced them.
+
+    Each change takes one position. 0 as long as a first copy is inside what was there when it was begun.
+    """
+    if start is None or not (start.complete or start.revision > start.base_revision):
+        return 0
+    return end.position - start.position - rows
+
+
 def judge_origin(position: Position, *, origin: Origin, histories: Collection[bytes]) -> ResetReason | None:
     """Why a copy of another thing cannot be continued here; what can be told without a read."""
     theirs = position.origin

@@ -13,7 +13,14 @@ class ProtobufEncoder(EventEncoder):
     """Serialises events as ``SubscribeResponse`` with one event each; SyncResponse has the same field."""
 
     def changes(
-        self, changes: Changes, *, from_revision: int, to_revision: int, partial: bool, token: bytes
+        self,
+        changes: Changes,
+        *,
+        from_revision: int,
+        to_revision: int,
+        partial: bool,
+        token: bytes,
+        folded: int = 0,
     ) -> bytes:
         """See EventEncoder."""
         frame = SubscribeResponse()
@@ -28,6 +35,7 @@ class ProtobufEncoder(EventEncoder):
         batch.kinds.extend(changes.kinds)
         batch.reasons.extend(changes.reasons)
         batch.token = token
+        batch.folded = folded
         return frame.SerializeToString()
 
     def checkpoint(self, head: Head, *, token: bytes, going_away: bool = False) -> bytes:
@@ -35,7 +43,7 @@ class ProtobufEncoder(EventEncoder):
         checkpoint = feed_pb2.Checkpoint(
             revision=head.revision,
             record_count=head.record_count,
-            digest=digest_bytes(head),
+            digest=digest_bytes(head) if head.record_count >= 0 else b"",
             commit_time=timestamp(head.commit_time_us) if head.revision else None,
             token=token,
             going_away=going_away,
