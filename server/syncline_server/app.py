@@ -29,6 +29,7 @@ from syncline_server.clock import Clock, SystemClock
 from syncline_server.errors import SynclineError
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.settings import FeedSettings
+from syncline_server.feed.uptake import Uptake
 from syncline_server.ingest.committer import Committer
 from syncline_server.ingest.records import Limits, record_id_rule
 from syncline_server.ingest.sessions import Sessions, SessionSettings
@@ -37,6 +38,7 @@ from syncline_server.metrics import Metrics
 from syncline_server.model import Commit, Key, MassDeleteGuard, Role, Status
 from syncline_server.monitoring import monitoring_server
 from syncline_server.notify.local import LocalNotifier
+from syncline_server.query.digests import Digests
 from syncline_server.query.records import Records
 from syncline_server.rpc.calls import OpenStreams
 from syncline_server.rpc.frames import ProtobufEncoder
@@ -60,6 +62,7 @@ _COLLECT_AFTER: Final = 50_000
 _EXPIRE_SECONDS: Final = 1.0
 _FORGET_SECONDS: Final = 60.0
 _FLUSH_SECONDS: Final = 60.0
+_UPTAKE_SECONDS: Final = 1.0
 _MAINTAIN_SECONDS: Final = 1.0
 _CLEANUP_SECONDS: Final = 2.0
 """For the cleanup of handlers that were cancelled because the grace was over."""
@@ -144,6 +147,9 @@ async def running(
         feed = Feed(store, notifier, clock, ProtobufEncoder(), _feed_settings(settings), metrics)
         await stack.enter_async_context(feed.run())
 
+        uptake = Uptake(store, clock, expiry_us=round(settings.replica_expiry_seconds * 1e6))
+        stack.push_async_callback(_flush_uptake, uptake)
+
         streams = OpenStreams(keys.authenticate, per_key=settings.streams_per_key)
         edge = Edge(
             keys.authenticate,
@@ -160,7 +166,9 @@ async def running(
             sessions=sessions,
             feed=feed,
             records=Records(store, feed),
-            store_info=store.info,
+            uptake=uptake,
+            digests=Digests(store, feed),
+            store=store,
             clock=clock,
             limits=limits,
             writable=lambda: probe.writable and not stop.is_set(),
@@ -177,7 +185,9 @@ async def running(
         tasks = await stack.enter_async_context(anyio.create_task_group())
         for seconds, name, run in (
             (_EXPIRE_SECONDS, "expire", upkeep.Expiry(sessions, store, metrics).run),
-            (settings.purge_seconds, "purge", _purge(settings, store, clock, metrics).run),
+            (settings.purge_seconds, "purge", _purge(settings, store, uptake, clock, metrics).run),
+            (_UPTAKE_SECONDS, "uptake", uptake.flush),
+            (_FORGET_SECONDS, "replicas", uptake.forget),
             (_FORGET_SECONDS, "forget", upkeep.Forgetting(store, clock, metrics).run),
             (_MAINTAIN_SECONDS, "maintain", store.maintain),
             (_FLUSH_SECONDS, "last_used", keys.flush_last_used),
@@ -326,9 +336,17 @@ async def _flush_keys(keys: Keys) -> None:
         _log.warning("upkeep.failed", task="last_used", reason=error.reason)
 
 
-def _purge(settings: Settings, store: Store, clock: Clock, metrics: Metrics) -> upkeep.Purge:
+async def _flush_uptake(uptake: Uptake) -> None:
+    try:
+        await uptake.flush()
+    except SynclineError as error:
+        _log.warning("upkeep.failed", task="uptake", reason=error.reason)
+
+
+def _purge(settings: Settings, store: Store, uptake: Uptake, clock: Clock, metrics: Metrics) -> upkeep.Purge:
     return upkeep.Purge(
         store,
+        uptake,
         clock,
         metrics,
         min_age_us=round(settings.retention_seconds * 1e6),

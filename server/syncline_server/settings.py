@@ -177,6 +177,14 @@ class Settings(BaseSettings):
         float, Field(description="How long a request id is remembered; older ones are refused.", ge=60)
     ] = _DAY_SECONDS
 
+    replica_expiry_seconds: Annotated[
+        float,
+        Field(
+            description="A replica that has not reported for this long counts no more, and purge waits for it no more.",
+            ge=60,
+        ),
+    ] = 7 * _DAY_SECONDS
+
     # -- connections --------------------------------------------------------------------------------------
     keepalive_seconds: Annotated[
         PositiveFloat, Field(description="A silent connection is pinged this often.")

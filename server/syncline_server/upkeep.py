@@ -12,6 +12,7 @@ import structlog
 
 from syncline_server.clock import Clock
 from syncline_server.errors import NotFound, SynclineError
+from syncline_server.feed.uptake import Uptake
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.metrics import Metrics
 from syncline_server.model import Dataset
@@ -57,11 +58,12 @@ async def watch_lag(clock: Clock, metrics: Metrics) -> None:
 
 
 class Purge:
-    """Drops tombstones that are old enough, dataset by dataset."""
+    """Drops tombstones that are old enough and that every replica has, dataset by dataset."""
 
     def __init__(
         self,
         store: Store,
+        uptake: Uptake,
         clock: Clock,
         metrics: Metrics,
         *,
@@ -70,6 +72,7 @@ class Purge:
         max_tombstones: int,
     ) -> None:
         self._store = store
+        self._uptake = uptake
         self._clock = clock
         self._metrics = metrics
         self._min_age_us = min_age_us
@@ -90,6 +93,7 @@ class Purge:
         min_revisions = self._min_revisions if kept.min_revisions is None else kept.min_revisions
         if dataset.head.revision - min_revisions <= dataset.head.purge_revision:
             return
+        held_by = await self._uptake.holding(dataset.number)
         for _ in range(_PURGE_RUNS):
             try:
                 result = await self._store.purge(
@@ -97,11 +101,20 @@ class Purge:
                     before_us=self._clock.now_us() - min_age_us,
                     min_revisions=min_revisions,
                     max_tombstones=self._max_tombstones,
+                    not_beyond=None if held_by is None else held_by.revision,
                 )
             except NotFound:
                 return  # deleted since it was listed
             self._metrics.purged_tombstones.inc(result.tombstones)
             if not result.more:
+                if held_by is not None and result.purge_revision == held_by.revision < dataset.head.revision:
+                    _log.info(
+                        "purge.held_back",
+                        dataset=dataset.dataset_id,
+                        replica=held_by.replica_id,
+                        revision=held_by.revision,
+                        head_revision=dataset.head.revision,
+                    )
                 return
             await asyncio.sleep(_PAUSE_SECONDS)
 

@@ -16,6 +16,7 @@ import structlog
 from syncline_server import upkeep
 from syncline_server.clock import SystemClock
 from syncline_server.errors import NotFound, ResourceExhausted
+from syncline_server.feed.uptake import Uptake
 from syncline_server.logs import configure_logs, printable
 from syncline_server.metrics import Metrics
 from syncline_server.model import Dataset, Head, Identity, RecordScope, Retention
@@ -73,7 +74,11 @@ class Datasets:
     async def list_datasets(self, *, after, limit):
         return [dataset for dataset in self.datasets if dataset.dataset_id > after][:limit]
 
-    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones):
+    async def list_replicas(self, dataset_number, *, reported_since_us):
+        return []
+
+    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond):
+        assert not_beyond is None, "no replica reports"
         self.calls.append((dataset_number, before_us, min_revisions))
         if dataset_number not in self.left:
             raise NotFound("DATASET_NOT_FOUND", "gone")
@@ -102,7 +107,15 @@ def dataset(number, revision, **retention):
 
 
 def purge(store, metrics):
-    return upkeep.Purge(store, Clock(), metrics, min_age_us=400_000_000, min_revisions=10, max_tombstones=100)
+    return upkeep.Purge(
+        store,
+        Uptake(store, Clock(), expiry_us=1_000_000),
+        Clock(),
+        metrics,
+        min_age_us=400_000_000,
+        min_revisions=10,
+        max_tombstones=100,
+    )
 
 
 async def test_purge_goes_by_the_retention_of_each_dataset_and_in_small_steps():

@@ -13,19 +13,22 @@ from syncline_server.catalog.catalog import Catalog
 from syncline_server.catalog.keys import Keys
 from syncline_server.clock import Clock
 from syncline_server.feed.feed import Feed
+from syncline_server.feed.uptake import Uptake
 from syncline_server.ingest.records import Limits
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.ingest.write_path import WritePath
+from syncline_server.query.digests import Digests
 from syncline_server.query.records import Records
 from syncline_server.rpc.catalog import CatalogService
 from syncline_server.rpc.convert import RequestIds
 from syncline_server.rpc.info import ServerService
 from syncline_server.rpc.push import PushService
 from syncline_server.rpc.record import RecordService
+from syncline_server.rpc.replicas import ReplicaMethods
 from syncline_server.rpc.server import Service
 from syncline_server.rpc.session import SessionService
 from syncline_server.rpc.sync import SyncService
-from syncline_server.store.abc import StoreInfo
+from syncline_server.store.abc import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,9 @@ class Rooms:
     sessions: Sessions
     feed: Feed
     records: Records
-    store_info: StoreInfo
+    uptake: Uptake
+    digests: Digests
+    store: Store
     clock: Clock
     limits: Limits
     writable: Callable[[], bool]
@@ -58,7 +63,7 @@ def services(rooms: Rooms) -> Sequence[Service]:
                 rooms.keys,
                 rooms.feed,
                 request_ids,
-                token_secret=rooms.store_info.token_secret,
+                token_secret=rooms.store.info.token_secret,
                 revision_wait_seconds=wait,
             ),
         ),
@@ -70,12 +75,24 @@ def services(rooms: Rooms) -> Sequence[Service]:
         ),
         (
             add_SyncServiceServicer_to_server,
-            SyncService(rooms.catalog, rooms.feed, revision_wait_seconds=wait),
+            SyncService(
+                rooms.catalog,
+                rooms.feed,
+                ReplicaMethods(
+                    rooms.catalog,
+                    rooms.store,
+                    rooms.uptake,
+                    rooms.digests,
+                    request_ids,
+                    revision_wait_seconds=wait,
+                ),
+                revision_wait_seconds=wait,
+            ),
         ),
         (
             add_ServerServiceServicer_to_server,
             ServerService(
-                store_kind=rooms.store_info.kind,
+                store_kind=rooms.store.info.kind,
                 start_time_us=rooms.clock.now_us(),
                 limits=rooms.limits,
                 clock=rooms.clock,

@@ -14,6 +14,7 @@ from syncline_server.errors import Unavailable
 from syncline_server.feed.feed import Feed
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import begin, check_may_read, check_revision, dataset_of, wait_seconds
+from syncline_server.rpc.replicas import ReplicaMethods
 
 RETURN_SECONDS: Final = 1.0
 """Subscribers of a server that goes come back within this, not all in the same moment."""
@@ -22,9 +23,12 @@ RETURN_SECONDS: Final = 1.0
 class SyncService(SyncServiceServicer):
     """See the proto."""
 
-    def __init__(self, catalog: Catalog, feed: Feed, *, revision_wait_seconds: float) -> None:
+    def __init__(
+        self, catalog: Catalog, feed: Feed, replicas: ReplicaMethods, *, revision_wait_seconds: float
+    ) -> None:
         self._catalog = catalog
         self._feed = feed
+        self._replicas = replicas
         self._revision_wait_seconds = revision_wait_seconds
 
     async def Sync(self, request: pb.SyncRequest, context: Any) -> Any:
@@ -73,3 +77,16 @@ class SyncService(SyncServiceServicer):
             "the server is shutting down; connect again with the last token",
             retry_after_seconds=random.uniform(0.1, RETURN_SECONDS),  # noqa: S311 - spreads load, hides nothing
         )
+
+    async def GetUptake(self, request: pb.GetUptakeRequest, context: Any) -> pb.GetUptakeResponse:
+        """Who has a revision."""
+        return await self._replicas.get_uptake(request, context)
+
+    async def DeleteReplica(self, request: pb.DeleteReplicaRequest, context: Any) -> pb.DeleteReplicaResponse:
+        """Forget a replica."""
+        del context
+        return await self._replicas.delete_replica(request)
+
+    async def DigestRanges(self, request: pb.DigestRangesRequest, context: Any) -> pb.DigestRangesResponse:
+        """Counts and digests of ranges of record ids."""
+        return await self._replicas.digest_ranges(request, context)
