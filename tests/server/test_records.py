@@ -1,6 +1,7 @@
 """Checking of records: identities, limits, and every error of every record (O-22, O-30…O-36, B-34, B-35)."""
 
 import hashlib
+import itertools
 import json
 import uuid
 
@@ -13,9 +14,9 @@ from syncline_server.catalog.schema import ANYTHING, compile_schema
 from syncline_server.errors import FailedPrecondition, InvalidArgument
 from syncline_server.ids import UuidSequence
 from syncline_server.ingest import records as module
-from syncline_server.ingest.records import Limits, RecordReader, record_id_rule
+from syncline_server.ingest.records import CheckedRecords, Limits, RecordReader, record_id_rule
 from syncline_server.ingest.strict_json import parse
-from syncline_server.model import Identity, IdentityKind, RecordScope
+from syncline_server.model import Identity, IdentityKind, RecordScope, Violation
 
 CONTENT = Identity(kind=IdentityKind.CONTENT)
 APPEND = Identity(kind=IdentityKind.APPEND)
@@ -303,9 +304,52 @@ def test_when_too_much_is_wrong_each_bad_record_still_has_a_violation(monkeypatc
 
 
 def test_explaining_ends_after_a_while():
-    times = iter([0.0, 0.1, 0.2, 0.3, 0.4])
-    checked = reader(key("id"), schema=SCHEMA, monotonic=lambda: next(times)).read(post(*[{}] * 4), "feed")
-    assert [found.index for found in checked.violations] == [0, 0, 0, 1, 1, 1, 2, 3]
+    times = itertools.count(step=0.09)
+    checked = reader(key("id"), schema=SCHEMA, monotonic=lambda: next(times)).read(post(*[{}] * 6), "feed")
+    assert [found.index for found in checked.violations] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5]
+
+
+def test_t104_others_get_a_turn_after_each_record_that_takes_long_and_before_it_is_described():
+    """However many of them are in a call: never two between two turns."""
+    now = 0.0
+
+    class Slow(type(ANYTHING)):
+        light_bytes = 1 << 20
+        accepts_everything = False
+
+        def __init__(self):
+            pass
+
+        def is_valid(self, value):
+            return self.take(value["n"] % 2 == 0)
+
+        def violations(self, value, index, *, data):
+            return self.take([Violation(index=index, pointer="/n", keyword="multipleOf", message="odd")])
+
+        def refusal(self, data):
+            return ""
+
+        def take(self, answer):
+            nonlocal now
+            now += 0.04
+            return answer
+
+    checked = CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
+    slow = reader(schema=Slow(), monotonic=lambda: now)
+    turns = [0.0]
+    for _ in slow.read_in_turns(post(*({"n": n} for n in range(5))), "feed", checked):
+        turns.append(now)
+    turns.append(now)
+    assert [round(after - before, 3) for before, after in itertools.pairwise(turns)] == [0.04] * 7
+    assert told(checked) == [(1, "/n", "multipleOf"), (3, "/n", "multipleOf")]
+    assert [bool(record_id) for record_id in checked.record_ids] == [True, False, True, False, True]
+
+
+def test_quick_records_are_read_in_one_turn():
+    turns = reader(monotonic=lambda: 0.0).read_in_turns(
+        post(*[{}] * 1_000), "feed", CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
+    )
+    assert list(turns) == []
 
 
 def test_t104_a_record_too_large_for_its_schema_is_refused():

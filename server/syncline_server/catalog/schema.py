@@ -6,14 +6,15 @@ Decided, and part of what users see:
 * Patterns run on an engine without backtracking, so look-around and back references are refused. ``\d`` and
   ``\w`` mean ASCII, as in ECMAScript.
 * ``format`` is checked for the formats that the draft defines; other names are notes, as the draft has it.
-* What a schema can cost is bounded when it is registered (schema_cost, pattern_cost). Few schemas come near
-  the bounds. Where the product of a schema's cost and a record's size is too large, the record is refused
-  (keyword ``size``), and where checking it is affordable but a list of everything that is wrong with it would
-  not be, only a part of the list is given.
+* What a schema can cost is bounded when it is registered (schema_cost, keyword_cost, pattern_cost). Few schemas
+  come near the bounds. Nothing can interrupt the validator, and it keeps the interpreter to itself. So before a
+  record is shown to it, the time is estimated from above, from what can be counted in the record: a record that
+  could take longer than CHECKING_NS is refused (keyword ``size``), always and on every machine, and where
+  checking it is affordable but a list of everything that is wrong with it would not be, only a part of the list
+  is given.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
@@ -22,6 +23,7 @@ import jiter
 import jsonschema_rs
 
 from syncline_server.catalog.schema_cost import SchemaCost, SchemaRefused, examine
+from syncline_server.catalog.schema_time import checking_ns, listing_ns, quick_bytes, sketching_ns
 from syncline_server.catalog.violations import MESSAGE_CHARACTERS, VALUE_CHARACTERS, pointer_of, shown
 from syncline_server.errors import InvalidArgument
 from syncline_server.model import Violation
@@ -29,23 +31,13 @@ from syncline_server.model import Violation
 MAX_BYTES: Final = 64 << 10
 VIOLATIONS_PER_RECORD: Final = 100
 """More of one record are not told."""
-CHECKED_EVALUATIONS: Final = 2_000_000
-"""Most evaluations for one record: about 50 ms."""
-SKETCHED_EVALUATIONS: Final = 50_000
-"""Most evaluations for which anything is told of what is wrong: about 1 µs each."""
-LISTED_EVALUATIONS: Final = 4_000
-"""Most evaluations for which it is told in full: up to 15 µs each, hardly ever more than a tenth of that."""
-LISTED_COPIES_PER_EVALUATION: Final = 128
-SKETCHED_COPIES_PER_EVALUATION: Final = 8
-"""Copying a value into an error takes 0.3 µs or less. These let a record of 500 required members be listed."""
-PATTERN_STEPS: Final = 32 << 20
-"""Most states times bytes for one record: the worst patterns admitted take about a second for them."""
-BIG_INTEGERS: Final = 40
-"""Most integers beyond 64 bits in a record under ``uniqueItems`` or ``multipleOf``: about 50 ms."""
+CHECKING_NS: Final = 40e6
+"""Longest time in which a record may be checked. Estimates are upper bounds, times are mostly a tenth."""
+DESCRIBING_NS: Final = 40e6
+"""Longest time in which it may be checked once more and what is wrong with it be listed."""
 PATTERN_PROGRAM_BYTES: Final = 10 << 20
 """Most memory for one compiled pattern."""
 
-_BIG_INTEGER: Final = re.compile(rb"[:,\[]-?\d{19}")
 _VALUE: Final = "\x00"
 """Stands for the value in the library's messages: otherwise a whole record could be in them."""
 _PATTERNS: Final = jsonschema_rs.RegexOptions(size_limit=PATTERN_PROGRAM_BYTES)
@@ -62,28 +54,17 @@ class Schema:
         self._unusable = unusable
         self.accepts_everything = validator is None and not unusable
         """Records need not be shown to it."""
-        self.light_bytes = (
-            0
-            if cost.slow_on_big_integers or unusable
-            else min(
-                2 * CHECKED_EVALUATIONS // (cost.evaluations + cost.entries),
-                PATTERN_STEPS // max(cost.pattern, 1),
-            )
-        )
-        """Records of at most so many bytes need not be shown to ``refusal``: a value takes at least two."""
+        self.light_bytes = 0 if unusable else quick_bytes(cost, CHECKING_NS)
+        """Records of at most so many bytes need not be shown to ``refusal``."""
 
     def refusal(self, data: bytes) -> str:
         """Why a record, in canonical form, is too much to be checked; empty when it is not."""
         if self._unusable:
             return self._unusable
-        if self._evaluations(data) > CHECKED_EVALUATIONS:
-            return "the record has too many values to be checked against a schema as involved as this one"
-        if self._cost.pattern * len(data) > PATTERN_STEPS:
-            return "the record is too long to be checked against a schema with patterns as involved as these"
-        if self._cost.slow_on_big_integers and sum(1 for _ in _BIG_INTEGER.finditer(data)) > BIG_INTEGERS:
+        if (longest_ns := checking_ns(self._cost, data)) > CHECKING_NS:
             return (
-                f"more than {BIG_INTEGERS} integers beyond 64 bits are too many for a schema "
-                "with uniqueItems or multipleOf"
+                f"checking the record against this schema could take {longest_ns / 1e6:.0f} ms, at most "
+                f"{CHECKING_NS / 1e6:.0f} ms are allowed: make the record smaller or the schema simpler"
             )
         return ""
 
@@ -97,17 +78,14 @@ class Schema:
         Everything, up to VIOLATIONS_PER_RECORD. For records that are too large for their schema to describe
         that in time: what is wrong at the ends of all branches, or only that something is.
         """
-        if self._validator is None or self._validator.is_valid(value):
+        if self._validator is None:
             return []
-        evaluations = self._evaluations(data)
-        # Each error of the library holds a copy of the value that it is about.
-        copied = (self._cost.evaluations + self._cost.entries) * _count_values(data)
-        if evaluations + copied // LISTED_COPIES_PER_EVALUATION <= LISTED_EVALUATIONS:
+        if listing_ns(self._cost, data) <= DESCRIBING_NS:
             return [
                 _violation(error, index)
                 for error in islice(self._validator.iter_errors(value), VIOLATIONS_PER_RECORD)
             ]
-        if evaluations + copied // SKETCHED_COPIES_PER_EVALUATION <= SKETCHED_EVALUATIONS:
+        if sketching_ns(self._cost, data) <= DESCRIBING_NS:
             return [
                 Violation(
                     index=index,
@@ -117,16 +95,13 @@ class Schema:
                 )
                 for error in self._validator.evaluate(value).errors()[:VIOLATIONS_PER_RECORD]
             ]
+        if self._validator.is_valid(value):
+            return []
         message = "the record does not fit the schema, and is too large for a list of what is wrong"
         return [Violation(index=index, pointer="", keyword="size", message=message)]
 
-    def _evaluations(self, data: bytes) -> int:
-        """Most evaluations that this record can cause."""
-        containers = data.count(b"{") + data.count(b"[")
-        return self._cost.evaluations * _count_values(data) + self._cost.entries * containers
 
-
-_NO_COST: Final = SchemaCost(evaluations=1, entries=0, pattern=0, slow_on_big_integers=False)
+_NO_COST: Final = examine({})
 
 ANYTHING: Final = Schema(None, _NO_COST)
 """Accepts every object."""
@@ -170,11 +145,6 @@ def stored_schema(text: str) -> Schema:
     except InvalidArgument as error:
         reason = f"nothing can be written until the dataset's schema is replaced: {error.message}"
         return Schema(None, _NO_COST, unusable=reason)
-
-
-def _count_values(data: bytes) -> int:
-    """The number of values in a record, or more: one for each comma, one for each container, and the record."""
-    return 1 + data.count(b",") + data.count(b"{") + data.count(b"[")
 
 
 def _violation(error: jsonschema_rs.ValidationError, index: int) -> Violation:

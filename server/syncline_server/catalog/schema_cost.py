@@ -12,20 +12,21 @@ number of subschemas that may look at any one value of a record:
 * Starting with the root at the top of the record, levels follow each other until the counts repeat or the
   depth limit of records is reached.
 
-The bound times the number of values in a record bounds the work on that record.
+The bound times the number of values in a record bounds the work on that record. Keywords differ a thousandfold
+in what they take (keyword_cost), so the same walk adds up times as well as numbers of subschemas.
 
 References may only point into the schema itself, so nothing is ever fetched.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from typing import Any, Final
 from urllib.parse import unquote
 
-from syncline_server.catalog.pattern_cost import pattern_cost
+from syncline_server.catalog.keyword_cost import NO_WORK, Work, longest_keyword, most_digits, work_of
 
 MAX_EVALUATIONS: Final = 1_000
 """Most subschemas that may look at one value."""
@@ -69,10 +70,16 @@ class SchemaCost:
     """Most subschemas that look at any one value of a record."""
     entries: int
     """Most entries of ``required`` and the like that are gone through for any one object."""
-    pattern: int
-    """Most steps that one of its patterns takes for each byte of a string."""
-    slow_on_big_integers: bool
-    """It has keywords that the validator computes slowly with integers beyond 64 bits."""
+    errors_above: int
+    """Most errors about one value and all that it is in: each holds a copy of what it is about."""
+    work: Work
+    """Most work for any one value; ``unique`` for it and all that it is in."""
+    digits: int
+    """Most decimal digits of a number in the schema, written out."""
+    has_names: bool
+    """``propertyNames``, whose errors are about the object, not the name: one for each member of it."""
+    longest_keyword: int
+    """Bytes of the longest ``enum`` or ``const``: messages quote it."""
 
 
 @dataclass(slots=True)
@@ -81,6 +88,7 @@ class _Node:
 
     weight: int = 1
     entries: int = 0
+    work: Work = NO_WORK
     in_place: list[int] = field(default_factory=list)
     named: list[tuple[_Label, int]] = field(default_factory=list)
     """Looks at the member or item of this label."""
@@ -90,23 +98,33 @@ class _Node:
 
 def examine(schema: Mapping[str, Any]) -> SchemaCost:
     """Bound what a schema can cost. Raises SchemaRefused."""
-    graph = _Graph(schema)
-    evaluations, entries = graph.count()
-    return SchemaCost(
-        evaluations=evaluations,
-        entries=entries,
-        pattern=graph.pattern,
-        slow_on_big_integers=graph.slow_on_big_integers,
-    )
+    return _Graph(schema).count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """What there is to do for any one value of a level, at most."""
+
+    evaluations: int = 0
+    entries: int = 0
+    work: Work = NO_WORK
+
+    def __or__(self, other: "_Level") -> "_Level":
+        return _Level(
+            evaluations=max(self.evaluations, other.evaluations),
+            entries=max(self.entries, other.entries),
+            work=self.work | other.work,
+        )
 
 
 class _Graph:
     """The subschemas that can be reached from the root, and who leads to whom."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
-        self.pattern = 0
-        self.slow_on_big_integers = False
         self._root = root
+        self._digits = 0
+        self._has_names = False
+        self._longest_keyword = 0
         self._anchors: dict[str, Mapping[str, Any]] | None = None
         self._numbers: dict[int, int] = {}
         self._nodes: list[_Node] = []
@@ -116,31 +134,50 @@ class _Graph:
             self._read(self._unread.pop())
         self._order = self._in_place_order()
 
-    def count(self) -> tuple[int, int]:
-        """Most evaluations, and most entries of long keywords, at any one value."""
+    def count(self) -> SchemaCost:
+        """Most that there is to do at any one value."""
         level = self._spread({0: 1})
-        most = self._weigh(level)
-        for _ in range(LEVELS):
+        here = most = self._weigh(level)
+        errors_above, unique = here.evaluations + here.entries, here.work.unique
+        for depth in range(1, LEVELS + 1):
             following: Counts = {}
+            here = _Level()
             for counts in self._levels_below(level):
                 spread = self._spread(counts)
-                weight = self._weigh(spread)
-                most = max(most[0], weight[0]), max(most[1], weight[1])
+                here |= self._weigh(spread)
                 for number, count in spread.items():
                     following[number] = max(count, following.get(number, 0))
-            if following == level or not following:
+            if not following:
+                break
+            most |= here
+            # When a level is the same as the one before, so are all that follow.
+            times = LEVELS + 1 - depth if following == level else 1
+            errors_above += times * (here.evaluations + here.entries)
+            unique += times * here.work.unique
+            if following == level:
                 break
             level = following
-        return most
+        return SchemaCost(
+            evaluations=most.evaluations,
+            entries=most.entries,
+            errors_above=errors_above,
+            work=replace(most.work, unique=unique),
+            digits=self._digits,
+            has_names=self._has_names,
+            longest_keyword=self._longest_keyword,
+        )
 
-    def _weigh(self, counts: Counts) -> tuple[int, int]:
+    def _weigh(self, counts: Counts) -> _Level:
         evaluations = sum(count * self._nodes[number].weight for number, count in counts.items())
         entries = sum(count * self._nodes[number].entries for number, count in counts.items())
         if evaluations > MAX_EVALUATIONS or entries > MAX_ENTRIES:
             raise SchemaRefused(
                 f"more than {MAX_EVALUATIONS} subschemas can come to look at one value: too costly to check"
             )
-        return evaluations, entries
+        work = NO_WORK
+        for number, count in counts.items():
+            work += self._nodes[number].work * count
+        return _Level(evaluations=evaluations, entries=entries, work=work)
 
     def _spread(self, counts: Counts) -> Counts:
         """Add everything that the given subschemas lead to at the same value."""
@@ -232,8 +269,7 @@ class _Graph:
         properties = _object(schema.get("properties"))
         for name, member in properties.items():
             node.named += [(("member", name), number) for number in self._numbered([member])]
-        for pattern, member in _object(schema.get("patternProperties")).items():
-            self._weigh_pattern(pattern)
+        for member in _object(schema.get("patternProperties")).values():
             rule = member if isinstance(member, Mapping) else _NOTHING  # the name is matched all the same
             node.unnamed += [(_ANY_MEMBER, number, frozenset()) for number in self._numbered([rule])]
         others = frozenset(("member", name) for name in properties)
@@ -255,20 +291,19 @@ class _Graph:
                 node.unnamed.append((_ANY_ITEM, number, others))
 
     def _weigh_keywords(self, schema: Mapping[str, Any], node: _Node) -> None:
-        if isinstance(schema.get("pattern"), str):
-            self._weigh_pattern(schema["pattern"])
-        if schema.get("uniqueItems") is True or "multipleOf" in schema:
-            self.slow_on_big_integers = True
         options = _list(schema.get("enum"))
         plain = all(not isinstance(option, dict | list) for option in options)
         node.weight += len(options) // (_ENTRIES_PER_EVALUATION if plain else 1)
-        node.entries += len(_list(schema.get("required"))) + len(_object(schema.get("dependentRequired")))
-
-    def _weigh_pattern(self, pattern: str) -> None:
+        dependent = _object(schema.get("dependentRequired"))
+        node.entries += len(_list(schema.get("required"))) + len(dependent)
+        node.entries += sum(len(_list(names)) for names in dependent.values())
         try:
-            self.pattern = max(self.pattern, pattern_cost(pattern))
+            node.work = work_of(schema)
         except ValueError as error:
             raise SchemaRefused(str(error)) from None
+        self._digits = max(self._digits, most_digits(schema))
+        self._has_names = self._has_names or "propertyNames" in schema
+        self._longest_keyword = max(self._longest_keyword, longest_keyword(schema))
 
     def _check_dialect(self, schema: Mapping[str, Any]) -> None:
         dialect = schema.get("$schema", DRAFT)

@@ -8,7 +8,7 @@ patience, to tell everything that is wrong with it. Keywords of what is found he
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ VIOLATIONS_PER_READ: Final = 10_000
 """Once a read has found so many, it gives one for each further bad record."""
 EXPLAINING_SECONDS: Final = 0.25
 """After so long a read gives one violation for each further bad record: a thousand bad ones take a tenth."""
+TURN_SECONDS: Final = 0.004
+"""How long records are checked before other tasks get a turn: about a thousand ordinary ones."""
 
 MakeId = Callable[[JsonObject, bytes, str], str]
 """(record, its canonical bytes, prefix) → record id."""
@@ -92,18 +94,35 @@ class RecordReader:
         self._key_paths = [tuple(field.split(".")) for field in identity.key_fields]
         self._one_field = self._key_paths[0][0] if [len(path) for path in self._key_paths] == [1] else ""
 
-    def read(self, records: Sequence[bytes], source_id: str) -> CheckedRecords:  # noqa: C901 - calls cost here
-        """Check records for a push. Raises InvalidArgument(LIMIT_EXCEEDED)."""
+    def read(self, records: Sequence[bytes], source_id: str) -> CheckedRecords:
+        """Check records for a push at one go. Raises InvalidArgument(LIMIT_EXCEEDED)."""
+        checked = CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
+        for _ in self.read_in_turns(records, source_id, checked):
+            pass
+        return checked
+
+    def read_in_turns(  # noqa: C901, PLR0912 - calls cost here
+        self, records: Sequence[bytes], source_id: str, checked: CheckedRecords
+    ) -> Iterator[None]:
+        """Check records for a push, and add what is found to ``checked``.
+
+        Pauses after TURN_SECONDS, or when one record has taken longer than that, so that others get a turn: no
+        turn takes more than TURN_SECONDS and the longest that one record can. Raises
+        InvalidArgument(LIMIT_EXCEEDED).
+        """
         self.check_size(records)
         longest, depth = self._limits.bytes_per_record, self._limits.depth
         schema, prefix, make_id = self._schema, self._prefix(source_id), self._id_maker(len(records))
         fits = None if schema.accepts_everything else schema.is_valid
-        light = schema.light_bytes
-        checked = CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
+        light, monotonic = schema.light_bytes, self._monotonic
         add_id, add_data, add_hash = checked.record_ids.append, checked.data.append, checked.hashes.append
-        explain_until = self._monotonic() + EXPLAINING_SECONDS
+        explaining_seconds = EXPLAINING_SECONDS
         canonical = True  # until one is not: whoever posts them makes all of them in the same way
+        turn_ends = monotonic() + TURN_SECONDS
         for raw in records:
+            if monotonic() >= turn_ends:
+                yield
+                turn_ends = monotonic() + TURN_SECONDS
             try:
                 if len(raw) > longest:
                     raise _too_long(len(raw), longest)
@@ -120,20 +139,27 @@ class RecordReader:
                         raise Refused("size", reason)  # noqa: TRY301 - as above
                     if not fits(value):
                         raise Refused("size", _UNFIT)  # noqa: TRY301 - as above
-            except Refused as refused:
-                index = len(checked.data)
-                if len(checked.violations) < VIOLATIONS_PER_READ and self._monotonic() < explain_until:
-                    checked.violations.extend(self._explain(raw, index, prefix))
-                else:
-                    checked.violations.append(_violation(index, refused))
-                add_id("")
-                add_data(b"")
-                add_hash(b"")
+            except Refused as error:
+                refused = error
             else:
                 add_id(record_id)
                 add_data(text)
                 add_hash(_blake2b(text, digest_size=16).digest())
-        return checked
+                continue
+            started = monotonic()
+            if started >= turn_ends:
+                yield
+                started = monotonic()
+                turn_ends = started + TURN_SECONDS
+            index = len(checked.data)
+            if len(checked.violations) < VIOLATIONS_PER_READ and explaining_seconds > 0:
+                checked.violations.extend(self._explain(raw, index, prefix))
+                explaining_seconds -= monotonic() - started
+            else:
+                checked.violations.append(_violation(index, refused))
+            add_id("")
+            add_data(b"")
+            add_hash(b"")
 
     def read_keys(self, records: Sequence[bytes], source_id: str) -> CheckedKeys:
         """Find which records are meant, for a delete by values; the schema does not matter.

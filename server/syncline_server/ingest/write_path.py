@@ -7,7 +7,7 @@ carried out before, so that a retry gets its first answer even when settings cha
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from syncline_server.catalog.catalog import Catalog, OpenDataset
@@ -35,8 +35,6 @@ from syncline_server.model import (
 )
 from syncline_server.store.abc import Store
 
-SLICE_RECORDS: Final = 1_000
-"""Records checked before other tasks get a turn: about 4 ms of work."""
 COMMIT_OVERHEAD_BYTES: Final = 500
 """What a commit weighs beside its data."""
 
@@ -230,19 +228,10 @@ class WritePath:
         return _prepare_delete(action.record_ids, ())
 
     async def _read(self, target: Target, records: Sequence[bytes]) -> CheckedRecords:
-        source_id = target.source.source_id
-        if len(records) <= SLICE_RECORDS:
-            return target.reader.read(records, source_id)
-        target.reader.check_size(records)
-        whole = CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
-        for start in range(0, len(records), SLICE_RECORDS):
-            part = target.reader.read(records[start : start + SLICE_RECORDS], source_id)
-            whole.record_ids.extend(part.record_ids)
-            whole.data.extend(part.data)
-            whole.hashes.extend(part.hashes)
-            whole.violations.extend(replace(v, index=v.index + start) for v in part.violations)
+        checked = CheckedRecords(record_ids=[], data=[], hashes=[], violations=[])
+        for _ in target.reader.read_in_turns(records, target.source.source_id, checked):
             await asyncio.sleep(0)
-        return whole
+        return checked
 
     def _check_ids(self, record_ids: Sequence[str]) -> None:
         if len(record_ids) > self._limits.records_per_call:
