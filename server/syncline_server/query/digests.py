@@ -36,13 +36,8 @@ class Part:
     digest: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    """What a record adds to the digest of the copy; 0 when the filter leaves it out."""
-
-    record_id: str
-    digest: int
-    counts: bool
+_Entry = tuple[str, int, bool]
+"""Record id, what it adds to the digest of the copy, and whether the copy has it: a filter may leave it out."""
 
 
 class Digests:
@@ -97,9 +92,9 @@ class Digests:
         while more:
             page, after, more = await self._page(number, after, through, selection)
             found.extend(
-                Part(through=entry.record_id, record_count=1, digest=entry.digest)
-                for entry in page
-                if entry.counts
+                Part(through=record_id, record_count=1, digest=digest)
+                for record_id, digest, counts in page
+                if counts
             )
         if not found or found[-1].through != through:
             found.append(Part(through=through, record_count=0, digest=EMPTY_DIGEST))
@@ -143,10 +138,9 @@ def _selected(rows: Sequence[Row], selection: Selection) -> Iterator[_Entry]:
     for row in rows:
         if selection.matches(row):
             value_hash = blake2b(selection.project(row), digest_size=16).digest()
-            digest = record_digest(row.record_id, row.revision, value_hash)
-            yield _Entry(record_id=row.record_id, digest=digest, counts=True)
+            yield row.record_id, record_digest(row.record_id, row.revision, value_hash), True
         else:
-            yield _Entry(record_id=row.record_id, digest=0, counts=False)
+            yield row.record_id, 0, False
 
 
 class _Cut:
@@ -160,12 +154,12 @@ class _Cut:
 
     def add(self, entries: Iterator[_Entry]) -> None:
         """Take in entries, in the order of their ids."""
-        for entry in entries:
+        for record_id, digest, counts in entries:
             self._passed += 1
-            self._count += entry.counts
-            self._sum += entry.digest
+            self._count += counts
+            self._sum += digest
             if self._passed == self._step and len(self._done) < self._parts - 1:
-                self._close(entry.record_id)
+                self._close(record_id)
 
     def finish(self, through: str) -> Sequence[Part]:
         """All parts, the last one up to the end of the range."""
