@@ -82,6 +82,41 @@ async def test_commits_that_wait_become_one_group(store, notifier):
     assert [r.revision for r in results] == [1, 1, 2, 3]
 
 
+async def test_a_group_waits_for_those_of_the_last_one_and_no_longer(store, notifier, monkeypatch):
+    """The timer never ends here, so what brings a group about is that everybody is there, or that one is enough."""
+    monkeypatch.setattr(committer_module, "GATHER_SECONDS", 3_600)
+    everybody = ["a", "b", "c", "first"]
+    committer = Committer(store, notifier)
+    async with asyncio.timeout(10), committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b", "c")
+        store.gate.set()
+        await first
+        await asyncio.gather(*tasks, committer.commit(commit("first")))
+        early = await queue(committer, "a", "b", "c")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert store.groups == [["first"], everybody]
+        await asyncio.gather(*early, committer.commit(commit("first")))
+        await committer.commit(commit("large", committer_module.GATHER_BELOW_BYTES))
+        await committer.commit(commit("alone"))
+
+    assert store.groups == [["first"], everybody, everybody, ["large"], ["alone"]]
+
+
+async def test_who_does_not_come_back_is_not_waited_for(store, notifier, monkeypatch):
+    monkeypatch.setattr(committer_module, "GATHER_SECONDS", 0.001)
+    committer = Committer(store, notifier)
+    async with asyncio.timeout(10), committer.running():
+        first = await blocked(committer, store)
+        tasks = await queue(committer, "a", "b", "c")
+        store.gate.set()
+        await asyncio.gather(first, *tasks)
+        await committer.commit(commit("a"))
+
+    assert store.groups == [["first"], ["a", "b", "c"], ["a"]]
+
+
 async def test_each_commit_gets_its_own_verdict(store, notifier):
     store.verdicts["b"] = Aborted("CONDITION_FAILED", "no")
     committer = Committer(store, notifier)
