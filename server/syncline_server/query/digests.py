@@ -107,9 +107,7 @@ class Digests:
         if selection is None:
             page = await self._store.list_entries(number, after=after, through=through, limit=_PAGE_ENTRIES)
             entries = (
-                _Entry(
-                    record_id=record_id, digest=record_digest(record_id, revision, value_hash), counts=True
-                )
+                (record_id, record_digest(record_id, revision, value_hash), True)
                 for record_id, revision, value_hash in zip(
                     page.record_ids, page.revisions, page.hashes, strict=True
                 )
