@@ -121,13 +121,6 @@ class Channel:
         if self._to_wake:
             asyncio.get_running_loop().call_soon(self._wake_some)
 
-    # -- bookmarks ----------------------------------------------------------------------------------------
-
-    def bookmark(self, progress: Progress) -> bytes:
-        """Encode what tells an idle follower that its copy is exact; it may move the follower on."""
-        assert progress.head is not None
-        return self.ring.bookmark(progress.head)
-
     # -- reading ------------------------------------------------------------------------------------------
 
     def start_read(self, progress: Progress, *, afresh: bool = False) -> asyncio.Task[Frame]:

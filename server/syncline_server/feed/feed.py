@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from syncline_server.clock import Clock
 from syncline_server.errors import NotFound, SynclineError, Unavailable
@@ -14,10 +14,11 @@ from syncline_server.feed.channel import Channel, frame_of, judge_page, read_pag
 from syncline_server.feed.frames import FrameMaker
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.settings import FeedSettings
-from syncline_server.feed.subscription import Subscription
+from syncline_server.feed.subscription import Host, Pace, Subscription
 from syncline_server.feed.tokens import Origin, Position
+from syncline_server.feed.wheel import BookmarkWheel
 from syncline_server.metrics import Metrics
-from syncline_server.model import Appended, Dataset, ResetReason
+from syncline_server.model import Appended, Dataset, Head, ResetReason
 from syncline_server.notify.abc import Notifier
 from syncline_server.store.abc import Store
 
@@ -26,6 +27,13 @@ _JITTER: Final = 0.1
 
 _TICKS: Final = 40
 """Looks for due checkpoints per interval; each delays one by at most a fortieth."""
+
+
+class Drainable(Protocol):
+    """Whoever serves subscriptions of a feed."""
+
+    def drain(self) -> None:
+        """End in an orderly way, soon."""
 
 
 class Feed:
@@ -47,7 +55,8 @@ class Feed:
         self._settings = settings or FeedSettings()
         self._metrics = metrics or Metrics()
         self._channels: dict[int, Channel] = {}
-        self._subscriptions: set[Subscription] = set()
+        self._wheel = BookmarkWheel(self._settings.checkpoint_seconds, ticks=_TICKS)
+        self._hosts: set[Drainable] = set()
         self._revision_waiters: dict[int, set[asyncio.Future[None]]] = {}
         self._draining = False
 
@@ -86,7 +95,7 @@ class Feed:
         Unavailable(REVISION_NOT_REACHED).
         """
         maker = self._maker(dataset)
-        start = self._decode(token)
+        start = self.decode(token)
         if min_revision > dataset.head.revision:
             await self.wait_revision(dataset.number, min_revision, timeout_seconds=timeout_seconds)
         limit = self._settings.page_changes
@@ -121,33 +130,117 @@ class Feed:
         feed is drained. Close the iterator (``contextlib.aclosing``) when it is not read to its end.
         Raises InvalidArgument(TOKEN_INVALID), NotFound(DATASET_NOT_FOUND), Unavailable(SHUTTING_DOWN).
         """
-        start = self._decode(token)
+        start = self.decode(token)
         if min_revision > dataset.head.revision:
             await self._reach(dataset.number, min_revision)
+            self._channel(dataset).hear(min_revision)
         self._refuse_when_draining()
-        with self._channel(dataset) as channel:
-            progress = Progress(
-                start,
-                settings=self._settings,
-                floor_revision=max(min_revision, channel.known_revision, dataset.head.revision),
-            )
-            if from_now:
-                head = await self._store.read_head(dataset.number)
-                progress.position = tokens.at_head(channel.maker.origin, head)
-                progress.confirm(head)
-            elif start is not None:
-                reason = self._judge_origin(start, channel.maker.origin)
-                if reason is not None:
-                    frame = channel.maker.reset(start, reason, dataset.head)
-                    progress.take(frame)
-                    self._count_reset(reason)
-                    yield frame.body
-                else:
-                    _try_ring(channel, progress, start)
-            with self._following(channel, progress) as subscription:
-                async with contextlib.aclosing(subscription.messages()) as messages:
-                    async for message in messages:
-                        yield message
+        head = await self.learn_head(dataset) if from_now else None
+        host = _Alone()
+        with self.hosting(host):
+            subscription = self.open(dataset, host, start=start, head=head, min_revision=min_revision)
+            try:
+                while True:
+                    draining = host.draining
+                    bodies = subscription.poll(self._clock.monotonic())
+                    if bodies:
+                        yield bodies[0] if len(bodies) == 1 else b"".join(bodies)
+                    if draining:
+                        break
+                    if not bodies:
+                        await host.wait()
+                if last := subscription.going_away:
+                    yield last
+            finally:
+                self.close(subscription)
+
+    def open(
+        self,
+        dataset: Dataset,
+        host: Host,
+        *,
+        start: Position | None = None,
+        head: Head | None = None,
+        min_revision: int = 0,
+        pace: Pace | None = None,
+    ) -> Subscription:
+        """Begin a subscription from a position, or from now on, at ``head`` which was just read; ``close`` it.
+
+        Without either: from nothing. Nothing is sent before ``min_revision``.
+        """
+        channel = self._channel(dataset)
+        channel.hear(dataset.head.revision)
+        progress = Progress(
+            start,
+            settings=self._settings,
+            floor_revision=max(min_revision, channel.known_revision),
+        )
+        first = None
+        if head is not None:
+            progress.position = tokens.at_head(channel.maker.origin, head)
+            progress.confirm(head)
+        elif start is not None:
+            reason = self._judge_origin(start, channel.maker.origin)
+            if reason is not None:
+                first = channel.maker.reset(start, reason, dataset.head)
+            elif min_revision <= channel.known_revision:
+                _try_ring(channel, progress, start)
+        seconds = self._settings.checkpoint_seconds
+        subscription = Subscription(
+            channel,
+            progress,
+            host,
+            # Less a tick, so that also the latest comes within the interval and its tenth.
+            bookmark_seconds=seconds * (random.uniform(1 - _JITTER, 1 + _JITTER) - 1 / _TICKS),  # noqa: S311
+            metrics=self._metrics,
+            first=first,
+            min_revision=min_revision,
+            pace=pace,
+        )
+        channel.users += 1
+        channel.followers.add(progress)
+        self._wheel.add(subscription, self._clock.monotonic())
+        self._metrics.subscribers.inc()
+        return subscription
+
+    def close(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        subscription.close()
+        channel = subscription.channel
+        channel.followers.discard(subscription.progress)
+        channel.users -= 1
+        channel.left_at = self._clock.monotonic()
+        self._metrics.subscribers.dec()
+
+    @contextlib.contextmanager
+    def hosting(self, host: Drainable) -> Iterator[None]:
+        """Tell this host when to drain, while the block lasts."""
+        self._hosts.add(host)
+        if self._draining:
+            host.drain()
+        try:
+            yield
+        finally:
+            self._hosts.discard(host)
+
+    def decode(self, token: bytes) -> Position | None:
+        """Position in a token; None when it is empty. Raises InvalidArgument(TOKEN_INVALID)."""
+        if not token:
+            return None
+        info = self._store.info
+        return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
+
+    async def learn_head(self, dataset: Dataset) -> Head:
+        """Read the head of a dataset, so that what waits for a revision knows. Raises NotFound(DATASET_NOT_FOUND)."""
+        channel = self._channel(dataset)
+        channel.users += 1  # so that it is there for commits that come meanwhile
+        try:
+            head = await self._store.read_head(dataset.number)
+        finally:
+            channel.users -= 1
+            channel.left_at = self._clock.monotonic()
+        channel.hear(head.revision)
+        return head
 
     async def wait_revision(
         self, dataset_number: int, revision: int, *, timeout_seconds: float | None = None
@@ -172,8 +265,8 @@ class Feed:
     def drain(self) -> None:
         """End every subscription after a last checkpoint, and take no new one."""
         self._draining = True
-        for subscription in self._subscriptions:
-            subscription.drain()
+        for host in tuple(self._hosts):
+            host.drain()
         for dataset_number in self._revision_waiters:
             self._wake_revision_waiters(dataset_number)
 
@@ -189,12 +282,6 @@ class Feed:
         info = self._store.info
         origin = Origin(store_id=info.store_id, history_id=info.history_id, incarnation=dataset.incarnation)
         return FrameMaker(self._encoder, origin, info.token_secret)
-
-    def _decode(self, token: bytes) -> Position | None:
-        if not token:
-            return None
-        info = self._store.info
-        return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
 
     def _judge_origin(self, start: Position, origin: Origin) -> ResetReason | None:
         return tokens.judge_origin(start, origin=origin, histories=self._store.info.histories)
@@ -228,43 +315,14 @@ class Feed:
             if not waiter.done():
                 waiter.set_result(None)
 
-    @contextlib.contextmanager
-    def _channel(self, dataset: Dataset) -> Iterator[Channel]:
+    def _channel(self, dataset: Dataset) -> Channel:
         channel = self._channels.get(dataset.number)
         if channel is None:
             channel = Channel(
                 self._store, dataset.number, self._maker(dataset), self._settings, self._metrics
             )
             self._channels[dataset.number] = channel
-        channel.users += 1
-        try:
-            yield channel
-        finally:
-            channel.users -= 1
-            channel.left_at = self._clock.monotonic()
-
-    @contextlib.contextmanager
-    def _following(self, channel: Channel, progress: Progress) -> Iterator[Subscription]:
-        seconds = self._settings.checkpoint_seconds
-        subscription = Subscription(
-            channel,
-            progress,
-            monotonic=self._clock.monotonic,
-            # Less a tick, so that also the latest comes within the interval and its tenth.
-            checkpoint_seconds=seconds * (random.uniform(1 - _JITTER, 1 + _JITTER) - 1 / _TICKS),  # noqa: S311
-            metrics=self._metrics,
-        )
-        if self._draining:
-            subscription.drain()
-        channel.followers.add(progress)
-        self._subscriptions.add(subscription)
-        self._metrics.subscribers.inc()
-        try:
-            yield subscription
-        finally:
-            channel.followers.discard(progress)
-            self._subscriptions.discard(subscription)
-            self._metrics.subscribers.dec()
+        return channel
 
     # -- what is heard, and the clock ---------------------------------------------------------------------
 
@@ -277,10 +335,7 @@ class Feed:
         """Wake idle subscribers for their checkpoint."""
         while True:
             await asyncio.sleep(self._settings.checkpoint_seconds / _TICKS)
-            now = self._clock.monotonic()
-            for subscription in self._subscriptions:
-                if subscription.bookmark_due_at <= now:
-                    subscription.wake()
+            self._wheel.turn(self._clock.monotonic())
 
     async def _keep_looking(self) -> None:
         """Find what no wake-up told, and let go of datasets that nobody follows any more."""
@@ -311,6 +366,42 @@ class Feed:
         for dataset_number, channel in tuple(self._channels.items()):
             if not channel.users and channel.left_at < left_before:
                 del self._channels[dataset_number]
+
+
+class _Alone(Host):
+    """Hosts one subscription, for a stream that has only this."""
+
+    __slots__ = ("_waiter", "_woken", "draining")
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
+
+    def wake(self) -> None:
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def ask_read(self, subscription: Subscription) -> None:
+        subscription.begin_read()
+
+    def end_read(self, subscription: Subscription) -> None:
+        pass
+
+    def drain(self) -> None:
+        self.draining = True
+        self.wake()
+
+    async def wait(self) -> None:
+        """Return when there was a wake-up since the last return."""
+        if not self._woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._woken = False
 
 
 def _try_ring(channel: Channel, progress: Progress, start: Position) -> None:

@@ -12,6 +12,8 @@ _MAX_DOUBLINGS = 3
 class Progress:
     """The state of a subscription between two frames."""
 
+    __slots__ = ("_lap_goal", "_settings", "confirmed", "floor_revision", "head", "laps", "position")
+
     def __init__(self, position: Position | None, *, settings: FeedSettings, floor_revision: int = 0) -> None:
         self.position = position
         self.head: Head | None = None

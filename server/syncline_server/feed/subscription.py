@@ -1,91 +1,212 @@
-"""The loop of one subscription.
+"""One subscriber that is being served: a state machine that is polled.
 
 *Frames at hand follow the position: send them. The store has more: read it. Otherwise wait.* The wait is
 registered in the same step as the check, so no commit can fall between them, and a wake-up only means
-"look again".
+"look again". It has no task of its own and no future, so that one stream can hold thousands.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+from syncline_server.errors import Unavailable
 from syncline_server.feed.channel import Channel
 from syncline_server.feed.frames import Frame
 from syncline_server.feed.progress import Progress
 from syncline_server.metrics import Metrics
 
 
+class Host(ABC):
+    """Who polls a subscription."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Poll it again, soon. May come for nothing, and more than once."""
+
+    @abstractmethod
+    def ask_read(self, subscription: "Subscription") -> None:
+        """It needs a read: call its ``begin_read``, now or when there is room."""
+
+    @abstractmethod
+    def end_read(self, subscription: "Subscription") -> None:
+        """Hear that a read that was begun is over, or that nobody waits for it any more."""
+
+
+class Pace(ABC):
+    """When a subscription may go on from one checkpoint towards the next. What is pending then is conflated."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def holds(self, subscription: "Subscription", now: float) -> bool:
+        """Whether it has to wait. Whoever answers yes wakes it later."""
+
+    @abstractmethod
+    def reached(self, now: float) -> None:
+        """Hear that a checkpoint with new content is being sent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Hear that the subscription has ended."""
+
+
 class Subscription:
-    """One subscriber that is being served."""
+    """One subscriber of one channel. ``poll`` it when its host is woken; ``close`` it at the end."""
+
+    __slots__ = (
+        "_bookmark_at",
+        "_first",
+        "_metrics",
+        "_min_revision",
+        "_pace",
+        "_read",
+        "_rereads",
+        "_wants_read",
+        "bookmark_seconds",
+        "channel",
+        "closed",
+        "host",
+        "progress",
+        "reached_revision",
+    )
 
     def __init__(
         self,
         channel: Channel,
         progress: Progress,
+        host: Host,
         *,
-        monotonic: Callable[[], float],
-        checkpoint_seconds: float,
+        bookmark_seconds: float,
         metrics: Metrics,
+        first: Frame | None = None,
+        min_revision: int = 0,
+        pace: Pace | None = None,
     ) -> None:
         self.channel = channel
         self.progress = progress
-        self._monotonic = monotonic
-        self._checkpoint_seconds = checkpoint_seconds
+        self.host = host
+        self.bookmark_seconds = bookmark_seconds
+        self.closed = False
+        position = progress.position
+        self.reached_revision = position.revision if position is not None and position.complete else 0
+        """Of the newest checkpoint sent, or of the one that the token came with."""
         self._metrics = metrics
-        self._checkpoint_at: float | None = None
-        self._ahead: asyncio.Task[Frame] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._draining = False
+        self._first = first
+        self._min_revision = min_revision
+        self._pace = pace
+        self._bookmark_at = 0.0
+        self._read: asyncio.Task[Frame] | None = None
+        self._rereads = False
+        self._wants_read = False
 
-    @property
-    def bookmark_due_at(self) -> float:
-        """When it should have another checkpoint, on the monotonic clock."""
-        return 0.0 if self._checkpoint_at is None else self._checkpoint_at + self._checkpoint_seconds
+    # -- what the host calls ------------------------------------------------------------------------------
+
+    def poll(self, now: float) -> Sequence[bytes]:
+        """Bodies that follow; none: nothing for now, and the host is woken when it is worth another look.
+
+        Raises what ends the subscription: NotFound(DATASET_NOT_FOUND), the store's troubles.
+        """
+        if self._first is not None:
+            first, self._first = self._first, None
+            return self._take((first,), now)
+        if self._read is not None:
+            frame = self._finish_read(self._read)
+            return () if frame is None else self._take((frame,), now)
+        if self._wants_read:
+            return ()
+        if self.channel.known_revision < self._min_revision:
+            self.channel.wait(self)
+            return ()
+        self._min_revision = 0
+        return self._follow(now)
+
+    def _follow(self, now: float) -> Sequence[bytes]:
+        progress, channel = self.progress, self.channel
+        if not self._bookmark_at and progress.is_exact and progress.head is not None:
+            return self._bookmark(now)  # where it starts, before what has come since
+        held = self._pace is not None and progress.is_exact and self._pace.holds(self, now)
+        if not held:
+            frames = self._ready()
+            if frames:
+                return self._take_ready(frames, now)
+            if frames is None or progress.must_read(channel.known_revision):
+                self._ask_read()
+                return ()
+        if now >= self._bookmark_at and progress.is_exact and progress.head is not None:
+            if not held:
+                # What stood still because nothing concerned it moves now, which may bring frames.
+                channel.settle()
+                frames = self._ready()
+            return self._bookmark(now) if held or not frames else self._take_ready(frames, now)
+        channel.wait(self)
+        return ()
+
+    def begin_read(self) -> None:
+        """Begin the read that was asked for."""
+        self._wants_read = False
+        self.progress.confirm()
+        self._start_read(afresh=False)
 
     def wake(self) -> None:
-        """Let it look again."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Hear from the channel, the clock or the pace that it is worth a look."""
+        if not self.closed:
+            self.host.wake()
 
-    def drain(self) -> None:
-        """Let it end after the next message."""
-        self._draining = True
-        self.wake()
+    @property
+    def going_away(self) -> bytes | None:
+        """The last checkpoint before the server goes; None when the copy is not exact."""
+        progress = self.progress
+        if not progress.is_exact or progress.head is None:
+            return None
+        return self.channel.maker.checkpoint(progress.head, going_away=True)
 
-    async def messages(self) -> AsyncGenerator[bytes]:
-        """Messages in order, until it is drained. Raises NotFound(DATASET_NOT_FOUND)."""
-        if self.progress.head is not None:
-            yield self._bookmark()
-        while True:
-            draining = self._draining
-            frames = await self._next_frames()
-            if frames:
-                yield self._take(frames)
-            if draining:
-                break
-            if not frames:
-                if self._monotonic() >= self.bookmark_due_at:
-                    yield self._bookmark()
-                else:
-                    await self._wait()
-        if self.progress.is_exact and self.progress.head is not None:
-            yield self.channel.maker.checkpoint(self.progress.head, going_away=True)
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        if self.closed:
+            return
+        self.closed = True
+        self.channel.forget(self)
+        if self._pace is not None:
+            self._pace.close()
+        if self._read is not None:
+            self._read.remove_done_callback(self._read_ended)
+            self._read = None
+            self.host.end_read(self)
 
-    async def _next_frames(self) -> Sequence[Frame]:
-        """Frames that follow; none when there is nothing new. Gives way to others only when it has to read."""
+    # -- bookmarks ----------------------------------------------------------------------------------------
+
+    @property
+    def bookmark_at(self) -> float:
+        """When it should have another checkpoint, on the monotonic clock."""
+        return self._bookmark_at
+
+    def _bookmark(self, now: float) -> Sequence[bytes]:
+        head = self.progress.head
+        assert head is not None
+        self._bookmark_at = now + self.bookmark_seconds
+        self.reached_revision = max(self.reached_revision, head.revision)
+        return (self.channel.ring.bookmark(head),)
+
+    # -- frames -------------------------------------------------------------------------------------------
+
+    def _ready(self) -> Sequence[Frame] | None:
+        """Frames to send now; None: a read is to be made of what is at hand."""
         progress, channel = self.progress, self.channel
-        task, self._ahead = self._ahead, None
-        if task is None:
-            frames = progress.ready(channel.ring, channel.shared)
-            if frames:
-                self._metrics.ring_hits.inc(len(frames))
-                return frames
-            if not progress.must_read(channel.known_revision):
-                return ()
-            progress.confirm()
-            task = channel.start_read(progress)
-        return (await channel.finish_read(progress, task),)
+        frames = progress.ready(channel.ring, channel.shared)
+        if self._pace is None or not frames or not progress.is_exact:
+            return frames
+        end = frames[-1].end
+        if len(frames) == 1 and (end is None or not channel.ring.follow(end, max_bytes=1)):
+            return frames
+        return None  # in a page of the store each record is once
 
-    def _take(self, frames: Sequence[Frame]) -> bytes:
+    def _take_ready(self, frames: Sequence[Frame], now: float) -> Sequence[bytes]:
+        self._metrics.ring_hits.inc(len(frames))
+        return self._take(frames, now)
+
+    def _take(self, frames: Sequence[Frame], now: float) -> Sequence[bytes]:
         progress, channel = self.progress, self.channel
         for frame in frames:
             laps = progress.laps
@@ -95,21 +216,41 @@ class Subscription:
             if frame.reset is not None:
                 self._metrics.resets[frame.reset].inc()
         if progress.is_exact:
-            self._checkpoint_at = self._monotonic()
+            assert progress.head is not None
+            self._bookmark_at = now + self.bookmark_seconds
+            self.reached_revision = max(self.reached_revision, progress.head.revision)
+            if self._pace is not None:
+                self._pace.reached(now)
         elif not progress.ready(channel.ring, channel.shared):
-            # The next page is read while this message is being sent.
-            self._ahead = channel.start_read(progress)
-        return frames[0].body if len(frames) == 1 else b"".join(frame.body for frame in frames)
+            # The next page is read while this one is being sent.
+            self._ask_read()
+        return [frame.body for frame in frames]
 
-    def _bookmark(self) -> bytes:
-        assert self.progress.head is not None
-        self._checkpoint_at = self._monotonic()
-        return self.channel.ring.bookmark(self.progress.head)
+    # -- reads --------------------------------------------------------------------------------------------
 
-    async def _wait(self) -> None:
-        self._waiter = waiter = self.channel.wait()
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            self.channel.forget(waiter)
+    def _ask_read(self) -> None:
+        self._wants_read = True
+        self.host.ask_read(self)
+
+    def _start_read(self, *, afresh: bool) -> None:
+        self._read = self.channel.start_read(self.progress, afresh=afresh)
+        self._read.add_done_callback(self._read_ended)
+
+    def _read_ended(self, task: asyncio.Task[Frame]) -> None:
+        del task
+        self.wake()
+
+    def _finish_read(self, task: asyncio.Task[Frame]) -> Frame | None:
+        if not task.done():
+            return None
+        if task.cancelled():
+            raise Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again")
+        frame = task.result()
+        if frame.head.revision < self.progress.floor_revision and not self._rereads:
+            self._rereads = True
+            self._start_read(afresh=True)
+            return None
+        self._rereads = False
+        self._read = None
+        self.host.end_read(self)
+        return frame
