@@ -31,6 +31,10 @@ REASONS = {
         "The schema is no JSON Schema 2020-12, refers to another document, or has a pattern that cannot be run in linear time.",
         "Mend the schema.",
     ),
+    "FILTER_INVALID": (
+        "The filter cannot be read. Metadata: `position`, in characters from 0; the message shows the place.",
+        "Mend the filter; [filters](filters.md) has the grammar.",
+    ),
     "KEY_MISSING": ("The call carries no key.", "Metadata `authorization: Bearer sl_…`."),
     "KEY_INVALID": (
         "The key is unknown, wrong, expired or revoked; these look the same.",

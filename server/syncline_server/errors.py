@@ -4,7 +4,7 @@
 
     SynclineError                    code, reason, metadata
      +-- InvalidArgument             INVALID_REQUEST, RECORD_INVALID, TOKEN_INVALID, PAGE_TOKEN_INVALID,
-     |                               LIMIT_EXCEEDED, REQUEST_ID_REUSED, SCHEMA_INVALID
+     |                               LIMIT_EXCEEDED, REQUEST_ID_REUSED, SCHEMA_INVALID, FILTER_INVALID
      +-- Unauthenticated             KEY_MISSING, KEY_INVALID
      +-- PermissionDenied            PERMISSION_DENIED, SESSION_INVALID
      +-- NotFound                    DATASET_NOT_FOUND, SOURCE_NOT_FOUND, KEY_NOT_FOUND, RECORD_NOT_FOUND

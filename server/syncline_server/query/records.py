@@ -6,8 +6,10 @@ from typing import Final
 
 from syncline_server.errors import InvalidArgument, NotFound
 from syncline_server.feed.feed import Feed
+from syncline_server.filters.selection import Selection
 from syncline_server.model import Dataset, Record
 from syncline_server.query import page_tokens
+from syncline_server.query.selecting import Selected, masked, select_page
 from syncline_server.store.abc import Store
 
 MAX_BATCH: Final = 1_000
@@ -39,6 +41,7 @@ class RecordPage:
     """A page of a list."""
 
     records: Sequence[Record]
+    """Under a filter fewer than asked for, or none, though there may be more."""
     next_page_token: str
     """Empty: that was all."""
     revision: int
@@ -85,11 +88,13 @@ class Records:
         dataset: Dataset,
         record_ids: Sequence[str],
         *,
+        selection: Selection | None = None,
         min_revision: int = 0,
         timeout_seconds: float | None = None,
     ) -> Batch:
         """Read 1 to 1,000 records from one snapshot; an id given twice is answered once.
 
+        Of ``selection`` only the mask is used. The limit of bytes counts whole records.
         Raises InvalidArgument(INVALID_REQUEST, LIMIT_EXCEEDED).
         """
         if not record_ids:
@@ -110,7 +115,7 @@ class Records:
         records, unread, revision = await self._store.get_records(
             dataset.number, wanted, max_bytes=_BATCH_BYTES
         )
-        found = {record.record_id: record for record in records}
+        found = {record.record_id: masked(record, selection) for record in records}
         left = set(unread)
         return Batch(
             records=[found[i] for i in wanted if i in found],
@@ -125,33 +130,50 @@ class Records:
         *,
         page_size: int = 0,
         page_token: str = "",
+        selection: Selection | None = None,
         min_revision: int = 0,
         timeout_seconds: float | None = None,
     ) -> RecordPage:
         """List records in the order of their ids as bytes, each page a snapshot of its own.
 
-        ``page_size`` 0: 100; above 1,000: 1,000; also less, to stay near 256 KiB.
+        ``page_size`` 0: 100; above 1,000: 1,000; also less, to stay near 256 KiB, and with a filter so as not to
+        look through more than 10,000 records or 4 MiB.
         Raises InvalidArgument(INVALID_REQUEST, PAGE_TOKEN_INVALID).
         """
         if page_size < 0:
             raise InvalidArgument(
                 "INVALID_REQUEST", "page_size: must not be negative", fields=[("page_size", "is negative")]
             )
+        fingerprint = selection.fingerprint if selection else b""
         secret = self._store.info.token_secret
         after = ""
         if page_token:
-            after = page_tokens.decode(page_token, incarnation=dataset.incarnation, secret=secret)
+            after = page_tokens.decode(
+                page_token, incarnation=dataset.incarnation, secret=secret, fingerprint=fingerprint
+            )
         await self._reach(dataset, min_revision, timeout_seconds)
-        records, more, revision = await self._store.list_records(
-            dataset.number,
-            after=after,
-            limit=min(page_size or DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
-            max_bytes=_PAGE_BYTES,
+        found = await self._page(
+            dataset.number, selection, after, min(page_size or DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS)
         )
         token = ""
-        if more:
-            token = page_tokens.encode(records[-1].record_id, incarnation=dataset.incarnation, secret=secret)
-        return RecordPage(records=records, next_page_token=token, revision=revision)
+        if found.last_id is not None:
+            token = page_tokens.encode(
+                found.last_id, incarnation=dataset.incarnation, secret=secret, fingerprint=fingerprint
+            )
+        return RecordPage(records=found.records, next_page_token=token, revision=found.revision)
+
+    async def _page(
+        self, dataset_number: int, selection: Selection | None, after: str, limit: int
+    ) -> Selected:
+        if selection is not None:
+            return await select_page(
+                self._store, dataset_number, selection, after=after, limit=limit, max_bytes=_PAGE_BYTES
+            )
+        records, more, revision = await self._store.list_records(
+            dataset_number, after=after, limit=limit, max_bytes=_PAGE_BYTES
+        )
+        last_id = records[-1].record_id if more else None
+        return Selected(records=records, last_id=last_id, revision=revision)
 
     async def _reach(self, dataset: Dataset, revision: int, timeout_seconds: float | None) -> None:
         if revision > dataset.head.revision:

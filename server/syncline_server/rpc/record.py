@@ -9,6 +9,7 @@ from syncline.v1 import record_pb2
 from syncline.v1 import record_service_pb2 as pb
 from syncline.v1.record_service_pb2_grpc import RecordServiceServicer
 from syncline_server.catalog.catalog import Catalog
+from syncline_server.filters.selection import parse_selection
 from syncline_server.model import Record
 from syncline_server.query.records import Records
 from syncline_server.rpc.calls import caller
@@ -54,11 +55,13 @@ class RecordService(RecordServiceServicer):
         dataset_id = dataset_of(request.dataset, problems)
         check_revision(request.min_revision, problems)
         problems.raise_any()
+        selection = parse_selection("", request.read_mask.paths)
         check_may_read(caller(), dataset_id)
         opened = await self._catalog.dataset(dataset_id)
         batch = await self._records.batch_get(
             opened.dataset,
             list(request.record_ids),
+            selection=selection,
             min_revision=request.min_revision,
             timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
         )
@@ -77,12 +80,14 @@ class RecordService(RecordServiceServicer):
         if request.page_size < 0:
             problems.add("page_size", "must not be negative")
         problems.raise_any()
+        selection = parse_selection(request.filter, request.read_mask.paths)
         check_may_read(caller(), dataset_id)
         opened = await self._catalog.dataset(dataset_id)
         page = await self._records.list(
             opened.dataset,
             page_size=request.page_size,
             page_token=request.page_token,
+            selection=selection,
             min_revision=request.min_revision,
             timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
         )
