@@ -31,6 +31,7 @@ from syncline_server.feed.feed import Feed
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.uptake import Uptake
 from syncline_server.ingest.committer import Committer
+from syncline_server.ingest.producers import ProducerSettings, ProducerStreams
 from syncline_server.ingest.records import Limits, record_id_rule
 from syncline_server.ingest.sessions import Sessions, SessionSettings
 from syncline_server.ingest.write_path import WritePath
@@ -142,6 +143,16 @@ async def running(
         stack.push_async_callback(writes.aclose)
         await writes.enter_async_context(committer.running())
         write_path = WritePath(catalog, store, committer, limits=limits)
+        producer_streams = ProducerStreams(
+            write_path,
+            catalog,
+            store,
+            committer,
+            limits=limits,
+            settings=ProducerSettings(
+                credit_bytes=settings.producer_credit_bytes, backlog_bytes=settings.producer_backlog_bytes
+            ),
+        )
         sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
 
         feed = Feed(store, notifier, clock, ProtobufEncoder(), _feed_settings(settings), metrics)
@@ -163,6 +174,7 @@ async def running(
             catalog=catalog,
             keys=keys,
             write_path=write_path,
+            producer_streams=producer_streams,
             sessions=sessions,
             feed=feed,
             records=Records(store, feed),
@@ -210,15 +222,24 @@ async def running(
         finally:
             tasks.cancel_scope.cancel()
             if not store.failed.is_set():
-                await _drain(grpc, edge, writes, feed, seconds=settings.shutdown_seconds)
+                await _drain(grpc, edge, producer_streams, writes, feed, seconds=settings.shutdown_seconds)
 
 
-async def _drain(grpc: GrpcServer, edge: Edge, writes: AsyncExitStack, feed: Feed, *, seconds: float) -> None:
+async def _drain(
+    grpc: GrpcServer,
+    edge: Edge,
+    producer_streams: ProducerStreams,
+    writes: AsyncExitStack,
+    feed: Feed,
+    *,
+    seconds: float,
+) -> None:
     """Bring what is going on to its end, in the order of the module's docstring."""
     _log.info("server.stopping")
     with anyio.CancelScope(shield=True):
         await grpc.tell_leaving()
         edge.close()
+        await producer_streams.drain(within_seconds=seconds / 2)
         await writes.aclose()
         feed.drain()
         if not await edge.finished(within_seconds=seconds):

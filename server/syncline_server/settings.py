@@ -111,6 +111,20 @@ class Settings(BaseSettings):
         Field(description="Most calls and streams at once on one connection; more wait in the client."),
     ] = 1_000
 
+    # -- producers ----------------------------------------------------------------------------------------
+    producer_credit_bytes: Annotated[
+        int,
+        Field(
+            description="Bytes of readings that a producer may have on their way, not acknowledged yet.",
+            ge=1 << 10,
+            le=64 << 20,
+        ),
+    ] = 1 << 20
+    producer_backlog_bytes: Annotated[
+        PositiveInt,
+        Field(description="Bytes of readings of all producers that wait; above it they are asked to pause."),
+    ] = 64 << 20
+
     # -- sessions -----------------------------------------------------------------------------------------
     sessions: Annotated[PositiveInt, Field(description="Most open sessions; above it TOO_MANY_SESSIONS.")] = (
         1_000

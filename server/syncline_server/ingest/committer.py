@@ -93,6 +93,13 @@ class Committer:
         Raises what the store raises for this commit, ResourceExhausted(OVERLOADED) when the queue is full, and
         Unavailable(SHUTTING_DOWN).
         """
+        return await self.submit(commit)
+
+    def submit(self, commit: Commit) -> "asyncio.Future[CommitResult]":
+        """Queue a commit and return its verdict to come. Cancel it to drop a commit that is still in the queue.
+
+        Raises ResourceExhausted(OVERLOADED), Unavailable(SHUTTING_DOWN).
+        """
         if self._closed:
             raise Unavailable("SHUTTING_DOWN", "the server is shutting down", retry_after_seconds=1)
         if self._queue and self._queued_bytes + commit.size_bytes > self._max_queue_bytes:
@@ -107,7 +114,7 @@ class Committer:
         self._queued_bytes += commit.size_bytes
         if self._is_enough():
             self._wake.set()
-        return await verdict
+        return verdict
 
     async def _write_groups(self) -> None:
         while True:

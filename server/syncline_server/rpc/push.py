@@ -2,25 +2,27 @@
 
 # ruff: noqa: N802 - methods are named by the proto
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 from syncline.v1 import push_service_pb2 as pb
 from syncline.v1.push_service_pb2_grpc import PushServiceServicer
+from syncline_server.ingest.producers import ProducerStreams
 from syncline_server.ingest.write_path import DeleteIds, DeleteValues, Upsert, WritePath
 from syncline_server.rpc.calls import caller
 from syncline_server.rpc.convert import RequestIds, begin, conditions_of, source_of, violations_out
+from syncline_server.rpc.push_stream import push_stream
 
 MAX_VIOLATIONS: Final = 10_000
 """In one answer: about 2 MB."""
-
-# ruff: noqa: N802 - methods are named by the proto
 
 
 class PushService(PushServiceServicer):
     """See the proto."""
 
-    def __init__(self, write_path: WritePath, request_ids: RequestIds) -> None:
+    def __init__(self, write_path: WritePath, streams: ProducerStreams, request_ids: RequestIds) -> None:
         self._write_path = write_path
+        self._streams = streams
         self._request_ids = request_ids
 
     async def Push(self, request: pb.PushRequest, context: Any) -> pb.PushResponse:
@@ -91,3 +93,10 @@ class PushService(PushServiceServicer):
             record_ids=report.record_ids,
             statuses=report.statuses,  # type: ignore[arg-type]  # the numbers are ours
         )
+
+    def PushStream(
+        self, request_iterator: AsyncIterator[pb.PushStreamRequest], context: Any
+    ) -> AsyncGenerator[pb.PushStreamResponse, None]:
+        """Readings of a producer up, durable acknowledgements down."""
+        del context
+        return push_stream(self._streams, self._request_ids, request_iterator)

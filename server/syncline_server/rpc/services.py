@@ -14,6 +14,7 @@ from syncline_server.catalog.keys import Keys
 from syncline_server.clock import Clock
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.uptake import Uptake
+from syncline_server.ingest.producers import ProducerStreams
 from syncline_server.ingest.records import Limits
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.ingest.write_path import WritePath
@@ -38,6 +39,7 @@ class Rooms:
     catalog: Catalog
     keys: Keys
     write_path: WritePath
+    producer_streams: ProducerStreams
     sessions: Sessions
     feed: Feed
     records: Records
@@ -67,7 +69,10 @@ def services(rooms: Rooms) -> Sequence[Service]:
                 revision_wait_seconds=wait,
             ),
         ),
-        (add_PushServiceServicer_to_server, PushService(rooms.write_path, request_ids)),
+        (
+            add_PushServiceServicer_to_server,
+            PushService(rooms.write_path, rooms.producer_streams, request_ids),
+        ),
         (add_SessionServiceServicer_to_server, SessionService(rooms.sessions, request_ids)),
         (
             add_RecordServiceServicer_to_server,
