@@ -69,10 +69,21 @@ class Reconnects:
             if self._faults >= self._options.faults:
                 error.add_note(f"gave up after {self._faults} of these in a row; the token is good still")
                 raise error
-        healthy = self.progress and now - self._connected_at >= self._options.healthy_seconds
-        self._failures = 1 if healthy else self._failures + 1
+        self._failures = 1 if self._was_healthy(now) else self._failures + 1
         self.total += 1
         return max(self._options.reconnect.pause_seconds(self._failures), error.retry_after_seconds or 0.0)
+
+    def orderly_pause_seconds(self, told_seconds: float, now: float) -> float:
+        """How long to wait after the server said that it goes away, and for how long; no failure, if it lasted."""
+        self.total += 1
+        if self._was_healthy(now):
+            self._failures = 0
+            return told_seconds
+        self._failures += 1
+        return max(told_seconds, self._options.reconnect.pause_seconds(self._failures))
+
+    def _was_healthy(self, now: float) -> bool:
+        return self.progress and now - self._connected_at >= self._options.healthy_seconds
 
 
 def is_fault(error: SynclineError) -> bool:

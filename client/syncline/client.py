@@ -13,6 +13,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from syncline import _wire
 from syncline._call import DEFAULT_TIMEOUT_SECONDS, LONG, LONG_TIMEOUT_SECONDS, Caller
 from syncline._transport import Endpoint, Tls, resolve
+from syncline._update_feed import UpdateFeed
 from syncline.dataset import Dataset
 from syncline.errors import NotFound
 from syncline.feed import ChangeFeed
@@ -51,6 +52,10 @@ class Connection:
     """On the connection for calls."""
     subscriptions: SyncServiceStub
     """On the connection for streams."""
+    updates: UpdateFeed
+    """One stream for all replicas and mirrors, on the connection for streams."""
+    readings: PushServiceStub
+    """Of producers, on the connection for streams."""
     feeds: "weakref.WeakSet[ChangeFeed[Any]]" = field(default_factory=weakref.WeakSet)
     """Weak: a feed that nobody reads ends by itself."""
     background: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -64,6 +69,7 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
         streams = await stack.enter_async_context(endpoint.open_channel(streams=True))
         server = ServerServiceStub(calls)
         caller = Caller(endpoint, server, timeout_seconds=timeout_seconds)
+        subscriptions = SyncServiceStub(streams)
         connection = Connection(
             caller=caller,
             catalog=CatalogServiceStub(calls),
@@ -72,7 +78,9 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
             records=RecordServiceStub(calls),
             server=server,
             sync=SyncServiceStub(calls),
-            subscriptions=SyncServiceStub(streams),
+            subscriptions=subscriptions,
+            updates=UpdateFeed(subscriptions, caller),
+            readings=PushServiceStub(streams),
         )
         try:
             yield connection
@@ -80,6 +88,7 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
             # Streams end before their channel: closing it under a reader leaks its socket.
             for feed in list(connection.feeds):
                 await feed.aclose()
+            await connection.updates.aclose()
             if connection.background:
                 _, late = await asyncio.wait(connection.background, timeout=_CLOSE_SECONDS)
                 for task in late:

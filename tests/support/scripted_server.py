@@ -93,7 +93,7 @@ Script = Callable[..., Awaitable[Any]]
 
 @dataclass
 class ScriptedServer:
-    """``on`` maps a method's name to ``async def script(request)``; streams take ``(request, send)``."""
+    """``on`` maps a method's name to ``async def script(request)``; streams take ``(request, send)``, those of both directions ``(requests, send)``."""
 
     address: str = ""
     on: dict[str, Script] = field(default_factory=dict)
@@ -215,6 +215,24 @@ def _handler(scripted: ScriptedServer, method: Any) -> grpc.RpcMethodHandler:
         finally:
             await scripted.note(lambda: scripted.add_streams(-1))
 
+    async def talk(requests: Any, context: grpc.aio.ServicerContext) -> None:
+        async def receive() -> AsyncIterator[Any]:
+            async for request in requests:
+                await scripted.note_request(method.name, request, context)
+                yield request
+
+        await scripted.note(lambda: scripted.add_streams(1))
+        try:
+            await scripted.on[method.name](receive(), context.write)
+        except Refuse as refusal:
+            await refusal.end(context)
+        except grpc.aio.InternalError:
+            pass  # the client went away during a write
+        finally:
+            await scripted.note(lambda: scripted.add_streams(-1))
+
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(talk, *codec)
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, *codec)
     return grpc.unary_unary_rpc_method_handler(unary, *codec)
