@@ -48,6 +48,10 @@ from syncline.errors import (
     ReadingsLeft,
     RefusedReadings,
     Rejected,
+    ReplicaError,
+    ReplicaReadOnly,
+    ReplicaStopped,
+    ReplicaUnusable,
     SchemaInvalid,
     ServerError,
     SessionBroken,
@@ -55,12 +59,14 @@ from syncline.errors import (
     SessionInvalid,
     SourceDisabled,
     SpoolUnusable,
+    StaleData,
     SynclineError,
     TokenInvalid,
     Unavailable,
     UnknownEvent,
 )
 from syncline.events import (
+    Change,
     ChangeBatch,
     ChangeReason,
     Checkpoint,
@@ -98,11 +104,15 @@ from syncline.models import (
     by_key,
     key_of,
 )
+from syncline.replica._changes import ReplicaChanges
+from syncline.replica._repair import Repair
+from syncline.replica.replica import Replica, ReplicaState
 from syncline.session import Session
 
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Change",
     "ChangeBatch",
     "ChangeFeed",
     "ChangeReason",
@@ -156,6 +166,14 @@ __all__ = [
     "RefusedReadings",
     "Rejected",
     "Remove",
+    "Repair",
+    "Replica",
+    "ReplicaChanges",
+    "ReplicaError",
+    "ReplicaReadOnly",
+    "ReplicaState",
+    "ReplicaStopped",
+    "ReplicaUnusable",
     "Reset",
     "ResetReason",
     "Retention",
@@ -172,6 +190,7 @@ __all__ = [
     "SourceDisabled",
     "SourceInfo",
     "SpoolUnusable",
+    "StaleData",
     "SyncPage",
     "SynclineError",
     "Tls",

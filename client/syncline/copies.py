@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import Final, Generic, TypeVar
 
 from syncline.errors import CopyDiverged
-from syncline.events import ChangeBatch, Checkpoint, Delete, Event, Put, Remove, Reset
+from syncline.events import Change, ChangeBatch, Checkpoint, Event, Put, Reset
 
 T = TypeVar("T")
 
@@ -68,13 +68,14 @@ class Copy(Mapping[str, T], Generic[T]):
 
     Give it every event (or batch) of ``changes()``. It changes only at checkpoints, all at once, so what is read
     is always the dataset as it was at ``revision``; during a reset that is the old content. At every checkpoint
-    count and digest are verified. After a restart go on with ``token`` only if the content was kept as well.
+    that has them count and digest are verified. After a restart go on with ``token`` only if the content was kept
+    as well. A copy that does all of this by itself is ``Dataset.replica``.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, Put[T]] = {}
         self._digest = Digest()
-        self._waiting: dict[str, Put[T] | Delete | Remove] = {}
+        self._waiting: dict[str, Change[T]] = {}
         self._replacing = False
         self.revision = 0
         """The revision that the copy equals."""
@@ -82,6 +83,8 @@ class Copy(Mapping[str, T], Generic[T]):
         """Resumes after it."""
         self.is_complete = False
         """Whether there has been a checkpoint yet."""
+        self.is_verified = False
+        """Whether the last checkpoint had count and digest, which were those of the copy."""
 
     def __getitem__(self, record_id: str) -> T:
         return self._records[record_id].data
@@ -127,7 +130,7 @@ class Copy(Mapping[str, T], Generic[T]):
             else:
                 records.pop(record_id, None)
                 digest.remove(record_id)
-        if not digest.matches(checkpoint):
+        if checkpoint.digest and not digest.matches(checkpoint):
             raise CopyDiverged(
                 f"at revision {checkpoint.revision} the copy has {len(digest)} records with digest "
                 f"{digest.value.hex()}, the dataset {checkpoint.record_count} with {checkpoint.digest.hex()}; "
@@ -137,3 +140,4 @@ class Copy(Mapping[str, T], Generic[T]):
         self._records, self._digest = records, digest
         self._waiting, self._replacing = {}, False
         self.revision, self.token, self.is_complete = checkpoint.revision, checkpoint.token, True
+        self.is_verified = bool(checkpoint.digest)

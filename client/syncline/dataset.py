@@ -10,6 +10,7 @@ from syncline._convert import Codec
 from syncline._events import Order
 from syncline._load import Loader
 from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions
+from syncline._selection import selection_of
 from syncline._wire import to_dataset, to_record, to_violations
 from syncline.events import Record, SyncPage
 from syncline.feed import ChangeFeed, sync_all, sync_page
@@ -31,7 +32,11 @@ from syncline.v1.record_pb2 import Condition
 from syncline.v1.record_service_pb2 import BatchGetRecordsRequest, GetRecordRequest, ListRecordsRequest
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from syncline.client import Client
+    from syncline.replica._changes import OnError
+    from syncline.replica.replica import Replica
 
 T = TypeVar("T")
 
@@ -276,9 +281,15 @@ class Dataset(Generic[T]):
         )
         return to_record(response.record, self._codec.decode)
 
-    async def get_many(self, record_ids: Sequence[str], *, min_revision: int = 0) -> dict[str, Record[T]]:
-        """Read records by id; ids that do not exist are left out. Above 1,000 ids: from several snapshots."""
+    async def get_many(
+        self, record_ids: Sequence[str], *, fields: Iterable[str] | None = None, min_revision: int = 0
+    ) -> dict[str, Record[T]]:
+        """Read records by id; ids that do not exist are left out. Above 1,000 ids: from several snapshots.
+
+        ``fields``: only these fields of the records, dotted paths. Raises InvalidArgument for a path that is none.
+        """
         found: dict[str, Record[T]] = {}
+        mask = selection_of(None, fields).mask
         connection = self._client.connection
         waiting = list(record_ids)
         while waiting:
@@ -286,6 +297,7 @@ class Dataset(Generic[T]):
                 dataset=dataset_name(self.dataset),
                 record_ids=waiting[:IDS_PER_READ],
                 min_revision=min_revision,
+                read_mask=mask,
             )
             response = await connection.caller.read(connection.records.BatchGetRecords, request)
             found.update(
@@ -294,10 +306,26 @@ class Dataset(Generic[T]):
             waiting = [*response.unread_record_ids, *waiting[IDS_PER_READ:]]
         return found
 
-    async def records(self, *, page_size: int = 1_000, min_revision: int = 0) -> AsyncIterator[Record[T]]:
-        """All records ordered by id, a page at a time, each page a snapshot of its own. For a copy: changes()."""
+    async def records(
+        self,
+        *,
+        filter: str | None = None,  # noqa: A002 - the word for it
+        fields: Iterable[str] | None = None,
+        page_size: int = 1_000,
+        min_revision: int = 0,
+    ) -> AsyncIterator[Record[T]]:
+        """All records ordered by id, a page at a time, each page a snapshot of its own. For a copy: changes().
+
+        ``filter``: only records that match, as in ``'year >= 1990 AND publisher = "Penguin"'``. ``fields``: only
+        these fields of them, dotted paths. Raises InvalidArgument (FILTER_INVALID, with ``position``).
+        """
+        selection = selection_of(filter, fields)
         request = ListRecordsRequest(
-            dataset=dataset_name(self.dataset), page_size=page_size, min_revision=min_revision
+            dataset=dataset_name(self.dataset),
+            page_size=page_size,
+            min_revision=min_revision,
+            filter=selection.filter,
+            read_mask=selection.mask,
         )
         connection = self._client.connection
         while True:
@@ -316,13 +344,17 @@ class Dataset(Generic[T]):
         min_revision: int = 0,
         page_size: int = 0,
         timeout_seconds: float | None = None,
+        filter: str | None = None,  # noqa: A002 - the word for it
+        fields: Iterable[str] | None = None,
     ) -> SyncPage[T]:
         """One page of what changed since ``token`` (None: everything), or with ``all`` everything at once.
 
         Keep ``page.token``, and ask again until ``page.checkpoint`` is set. ``page_size`` 0 is the server's.
-        Raises TokenInvalid, NotFound, PermissionDenied.
+        ``filter`` and ``fields`` as in ``changes``. Raises TokenInvalid, NotFound, PermissionDenied,
+        InvalidArgument (FILTER_INVALID).
         """
-        order = Order(token or b"", self._codec.decode)
+        selection = selection_of(filter, fields)
+        order = Order(token or b"", self._codec.decode, filtered=selection.is_filtered)
         connection = self._client.connection
 
         async def next_page() -> SyncPage[T]:
@@ -334,6 +366,7 @@ class Dataset(Generic[T]):
                 min_revision=min_revision,
                 page_size=page_size,
                 timeout_seconds=timeout_seconds,
+                selection=selection,
             )
 
         return await (sync_all(next_page, order) if all else next_page())
@@ -345,11 +378,17 @@ class Dataset(Generic[T]):
         from_now: bool = False,
         min_revision: int = 0,
         options: FeedOptions = DEFAULT_OPTIONS,
+        filter: str | None = None,  # noqa: A002 - the word for it
+        fields: Iterable[str] | None = None,
     ) -> ChangeFeed[T]:
         """Follow the dataset for ever: everything since ``token`` (None: a complete copy first), then live.
 
         Each event's ``token`` resumes with nothing skipped. ``from_now`` leaves out what is there; such a copy
         is not exact. See ChangeFeed.
+
+        ``filter``: only records that match, as in ``'year >= 1990 AND publisher = "Penguin"'``; one that ceases to
+        match comes as Remove. ``fields``: only these fields of the records, dotted paths. A token belongs to its
+        filter and fields: with others comes a reset, and a complete new copy.
         """
         connection = self._client.connection
         feed = ChangeFeed(
@@ -361,9 +400,41 @@ class Dataset(Generic[T]):
             min_revision=min_revision,
             decode=self._codec.decode,
             options=options,
+            selection=selection_of(filter, fields),
         )
         connection.feeds.add(feed)
         return feed
+
+    def replica(
+        self,
+        path: "str | PathLike[str] | None" = None,
+        *,
+        filter: str | None = None,  # noqa: A002 - the word for it
+        fields: Iterable[str] | None = None,
+        replica_id: str | None = None,
+        on_error: "OnError[T] | None" = None,
+        options: FeedOptions = DEFAULT_OPTIONS,
+    ) -> "Replica[T]":
+        """An exact copy that keeps itself, to be entered with ``async with``: in memory, or in a SQLite file.
+
+        A file that is there is used at once, and brought up to date from where it is. ``filter`` and ``fields`` as
+        in ``changes``. ``replica_id`` makes the server keep how far it has come. ``on_error(error, change)`` takes
+        what callbacks raise; without it that stops the replica. See Replica.
+
+        Entering raises ReplicaUnusable when the file is something else, or a copy of another dataset.
+        """
+        from syncline.replica._origin import Origin
+        from syncline.replica.replica import Replica
+
+        origin = Origin(
+            dataset=self.dataset,
+            selection=selection_of(filter, fields),
+            decode=self._codec.decode,
+            connection=lambda: self._client.connection,
+            options=options,
+            replica_id=replica_id or "",
+        )
+        return Replica(origin, path, on_error=on_error)
 
 
 def _split_conditions(records: Iterable[Any]) -> tuple[list[Any], list[Condition]]:

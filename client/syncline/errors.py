@@ -34,6 +34,11 @@
      |    +-- FeedBroken               events out of order, again and again
      |    +-- UnknownEvent             an event of a newer protocol: update this package
      |    +-- CopyDiverged             a checkpoint does not prove the copy
+     +-- ReplicaError                  found by a replica
+     |    +-- StaleData                the copy is not as new as was asked for (also a TimeoutError)
+     |    +-- ReplicaStopped           it has stopped following; the cause tells why
+     |    +-- ReplicaReadOnly          another process keeps its file
+     |    +-- ReplicaUnusable          the file is something else, of another dataset, or damaged
      +-- SessionBroken                 an earlier call of the session failed halfway: it can only be rolled back
      +-- ProducerError                 found by this side while sending readings
      |    +-- RefusedReadings          readings that the server does not take: refused
@@ -219,6 +224,26 @@ class UnknownEvent(FeedError):
 
 class CopyDiverged(FeedError):
     """Count or digest of a copy is not what the checkpoint says: begin again without a token."""
+
+
+class ReplicaError(SynclineError):
+    """A replica cannot do what it was asked for."""
+
+
+class StaleData(ReplicaError, TimeoutError):
+    """The copy was not brought up to what was asked for in time; what it holds is true of an earlier moment."""
+
+
+class ReplicaStopped(ReplicaError):
+    """The replica does not follow its dataset any more; ``__cause__`` tells why. What it holds can still be read."""
+
+
+class ReplicaReadOnly(ReplicaError):
+    """Another process brings the file up to date, and only there it can be done."""
+
+
+class ReplicaUnusable(ReplicaError):
+    """The file is not a replica, is of another dataset or of a newer version of this package, or is damaged."""
 
 
 class SessionBroken(SynclineError):

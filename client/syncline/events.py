@@ -233,7 +233,11 @@ PUT, DELETE, REMOVE = 1, 2, 3
 """Change kinds, ``syncline.v1.ChangeKind``."""
 
 
-class ChangeBatch(Sequence[Put[T] | Delete | Remove]):
+Change = Put[T] | Delete | Remove
+"""What happened to one record."""
+
+
+class ChangeBatch(Sequence[Change[T]]):
     """Changes that came together, as columns. The events are made when they are looked at.
 
     Loops that must be fast read the columns: ``zip(batch.record_ids, batch.json)``. ``kinds`` is empty when
@@ -299,18 +303,18 @@ class ChangeBatch(Sequence[Put[T] | Delete | Remove]):
         return len(self.record_ids)
 
     @overload
-    def __getitem__(self, index: int) -> Put[T] | Delete | Remove: ...
+    def __getitem__(self, index: int) -> Change[T]: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Put[T] | Delete | Remove]: ...
-    def __getitem__(self, index: int | slice) -> Put[T] | Delete | Remove | list[Put[T] | Delete | Remove]:
+    def __getitem__(self, index: slice) -> list[Change[T]]: ...
+    def __getitem__(self, index: int | slice) -> Change[T] | list[Change[T]]:
         if isinstance(index, slice):
             return [self._event(i) for i in range(*index.indices(len(self)))]
         return self._event(range(len(self))[index])
 
-    def __iter__(self) -> Iterator[Put[T] | Delete | Remove]:
+    def __iter__(self) -> Iterator[Change[T]]:
         return map(self._event, range(len(self)))
 
-    def _event(self, i: int) -> Put[T] | Delete | Remove:
+    def _event(self, i: int) -> Change[T]:
         token = self.token if i == len(self.record_ids) - 1 else self.previous_token
         reason = ChangeReason(self.reasons[i]) if self.reasons else ChangeReason.API
         if self.kinds and self.kinds[i] != PUT:
@@ -348,5 +352,5 @@ class SyncPage(Generic[T]):
     """Set when the token could not be continued: drop the old copy once the next checkpoint is reached."""
 
 
-Event = Put[T] | Delete | Remove | Checkpoint | Reset
+Event = Change[T] | Checkpoint | Reset
 """What ``changes()`` gives."""

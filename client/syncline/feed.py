@@ -17,20 +17,10 @@ from syncline import errors
 from syncline._call import LOG, Caller
 from syncline._events import FeedViolation, Order
 from syncline._reconnect import FeedOptions, Reconnects, is_fault, may_pass
+from syncline._selection import EVERYTHING, Selection
 from syncline._status import to_error
 from syncline.errors import FeedBroken, SynclineError
-from syncline.events import (
-    PUT,
-    ChangeBatch,
-    ChangeReason,
-    Checkpoint,
-    Delete,
-    Event,
-    Put,
-    Remove,
-    Reset,
-    SyncPage,
-)
+from syncline.events import PUT, Change, ChangeBatch, ChangeReason, Checkpoint, Event, Reset, SyncPage
 from syncline.names import dataset_name
 from syncline.v1 import feed_pb2
 from syncline.v1.sync_service_pb2 import SubscribeRequest, SyncRequest, SyncResponse
@@ -66,6 +56,7 @@ class ChangeFeed(Generic[T]):
         min_revision: int,
         decode: Callable[[bytes], T],
         options: FeedOptions,
+        selection: Selection = EVERYTHING,
     ) -> None:
         if token and from_now:
             raise ValueError("changes() starts from a token or from now, not both")
@@ -74,13 +65,14 @@ class ChangeFeed(Generic[T]):
         self._dataset = dataset_name(dataset)
         self._from_now = from_now
         self._min_revision = min_revision
+        self._selection = selection
         self._options = options
         self._token = token or b""
-        self._order = Order(self._token, decode, from_now=from_now)
+        self._order = Order(self._token, decode, from_now=from_now, filtered=selection.is_filtered)
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._reconnects = Reconnects(options)
         self._received: Iterator[feed_pb2.FeedEvent] = iter(())
-        self._events: Iterator[Put[T] | Delete | Remove] = iter(())
+        self._events: Iterator[Change[T]] = iter(())
         self._closing = asyncio.Event()
 
     @property
@@ -201,7 +193,12 @@ class ChangeFeed(Generic[T]):
     def _connect(self) -> Reset | None:
         """Open a stream; a reset, if what was handed out cannot be continued."""
         reset = self._order.reconnect()
-        request = SubscribeRequest(dataset=self._dataset, min_revision=self._min_revision)
+        request = SubscribeRequest(
+            dataset=self._dataset,
+            min_revision=self._min_revision,
+            filter=self._selection.filter,
+            read_mask=self._selection.mask,
+        )
         if self._order.resume:
             request.token = self._order.resume
         elif self._from_now and not self._order.token:
@@ -267,10 +264,16 @@ async def sync_page(
     min_revision: int,
     page_size: int,
     timeout_seconds: float | None,
+    selection: Selection = EVERYTHING,
 ) -> SyncPage[Any]:
     """One page since ``order.token``. Raises FeedBroken when it contradicts what came before."""
     request = SyncRequest(
-        dataset=dataset_name(dataset), token=order.token, min_revision=min_revision, page_size=page_size
+        dataset=dataset_name(dataset),
+        token=order.token,
+        min_revision=min_revision,
+        page_size=page_size,
+        filter=selection.filter,
+        read_mask=selection.mask,
     )
     response: SyncResponse = await caller.read(stub.Sync, request, timeout_seconds=timeout_seconds)
     before = order.token
