@@ -218,7 +218,7 @@ class _Parser(Scanner):
         except ValueError as error:
             self.fail(str(error), begin)
         if star and not isinstance(value, str):
-            self.fail("only text has prefixes: put it in quotes", begin)
+            self.fail("only text has prefixes: if it is text, put it in quotes", begin)
         return value, bool(star)
 
     def _metadata_value(self, metadata: Metadata, value: Scalar, begin: int, *, prefix: bool) -> Scalar:

@@ -146,8 +146,10 @@ def _parse_selection(text: str, mask_paths: tuple[str, ...]) -> Selection | None
 
 def parse_filter(text: str) -> Node | None:
     """Canonical tree of a filter; None for white space. Raises InvalidArgument(FILTER_INVALID)."""
-    if len(text) > MAX_FILTER_BYTES or len(text.encode(errors="replace")) > MAX_FILTER_BYTES:
-        raise _invalid(text, SyntaxFault(f"longer than {MAX_FILTER_BYTES} bytes", MAX_FILTER_BYTES))
+    encoded = text.encode(errors="replace")
+    if len(encoded) > MAX_FILTER_BYTES:
+        position = len(encoded[:MAX_FILTER_BYTES].decode(errors="ignore"))
+        raise _invalid(text, SyntaxFault(f"longer than {MAX_FILTER_BYTES} bytes", position))
     if not text.strip(" \t\r\n"):
         return None
     try:

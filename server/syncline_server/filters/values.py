@@ -62,7 +62,7 @@ def read_time_us(text: str) -> int:
         raise ValueError("times are known to the microsecond")
     try:
         instant = datetime.fromisoformat(f"{date}T{clock}.{fraction[:6]}{offset.upper()}")
-        return (instant - _EPOCH) // _MICROSECOND
+        return (instant.astimezone(UTC) - _EPOCH) // _MICROSECOND
     except (ValueError, OverflowError):
         raise ValueError("there is no such time") from None
 
