@@ -401,6 +401,8 @@ def _feed_settings(settings: Settings) -> FeedSettings:
         page_changes=settings.page_changes,
         page_bytes=settings.page_bytes,
         ring_bytes=settings.ring_bytes,
+        subscriptions_per_stream=settings.subscriptions_per_stream,
+        credit_bytes=settings.credit_bytes,
         checkpoint_seconds=settings.checkpoint_seconds,
         revision_wait_seconds=settings.revision_wait_seconds,
     )

@@ -13,7 +13,8 @@
      |                               IDENTITY_NOT_ADDRESSABLE, MASS_DELETE, SESSION_INCOMPLETE
      +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED, SESSION_CONFLICT
      +-- OutOfRange                  SEQUENCE_GAP
-     +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS
+     +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS,
+     |                               TOO_MANY_SUBSCRIPTIONS
      +-- Unimplemented               NOT_OFFERED
      +-- Unavailable                 SHUTTING_DOWN, MOVED, STORE_UNAVAILABLE, REVISION_NOT_REACHED
 

@@ -125,6 +125,14 @@ class Settings(BaseSettings):
         Field(description="Bytes of readings of all producers that wait; above it they are asked to pause."),
     ] = 64 << 20
 
+    subscriptions_per_stream: Annotated[
+        PositiveInt,
+        Field(
+            description="Most subscriptions of one UpdateFeed stream, each dataset of a prefix counted; "
+            "above it TOO_MANY_SUBSCRIPTIONS."
+        ),
+    ] = 10_000
+
     # -- sessions -----------------------------------------------------------------------------------------
     sessions: Annotated[PositiveInt, Field(description="Most open sessions; above it TOO_MANY_SESSIONS.")] = (
         1_000
@@ -162,6 +170,14 @@ class Settings(BaseSettings):
     ring_bytes: Annotated[
         NonNegativeInt, Field(description="Memory for the newest frames of each dataset that is followed.")
     ] = 8 << 20
+    credit_bytes: Annotated[
+        int,
+        Field(
+            description="Bytes that may be under way to a subscription of UpdateFeed that names no credit.",
+            ge=1 << 10,
+            le=1 << 30,
+        ),
+    ] = 1 << 20
     checkpoint_seconds: Annotated[
         PositiveFloat,
         Field(description="A subscription that is up to date gets a checkpoint this often (± 10 %)."),

@@ -80,6 +80,7 @@ class Catalog:
         self._record_id_rule = record_id_rule
         self._datasets: dict[str, _Entry] = {}
         self._sources: dict[tuple[str, str], _Entry] = {}
+        self._listeners: list[Callable[[Dataset], None]] = []
         self._forgotten = 0
         """Grows with every drop: what was being read meanwhile may be old already and is not kept."""
 
@@ -166,7 +167,17 @@ class Catalog:
             return dataset
         created = await self._store.create_dataset(dataset, identity=identity)
         self.forget(dataset_id)
+        for listener in tuple(self._listeners):
+            listener(created)
         return created
+
+    def listen(self, created: Callable[[Dataset], None]) -> Callable[[], None]:
+        """Call ``created`` with each dataset that is made, until the returned function is called.
+
+        A retried request tells again of a dataset that was there already.
+        """
+        self._listeners.append(created)
+        return lambda: self._listeners.remove(created)
 
     async def get_dataset(self, dataset_id: str) -> Dataset:
         """Read a dataset with its head. Raises NotFound(DATASET_NOT_FOUND)."""

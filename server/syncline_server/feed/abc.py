@@ -35,3 +35,30 @@ class EventEncoder(ABC):
     @abstractmethod
     def reset(self, reason: ResetReason, message: str) -> bytes:
         """``Reset``."""
+
+
+class PartEncoder(ABC):
+    """Frames what a stream of many subscriptions sends, around bodies that an ``EventEncoder`` made.
+
+    A message is any number of parts; a part is what ``begin`` gives for its size, then bodies, then an address, joined.
+    """
+
+    @abstractmethod
+    def begin(self, size_bytes: int) -> bytes:
+        """Begin a part whose bodies and address have this size together."""
+
+    @abstractmethod
+    def address(self, subscription_id: int, dataset_id: str) -> bytes:
+        """Whose part it is; ``dataset_id`` empty: of the subscription as a whole."""
+
+    @abstractmethod
+    def accepted(self, head_revision: int, *, cost_class: int, unverified: bool) -> bytes:
+        """Body that tells that a subscription has begun."""
+
+    @abstractmethod
+    def error(self, error: Exception) -> bytes:
+        """Body that tells why a subscription has ended. One that is no SynclineError is told by an incident id."""
+
+    @abstractmethod
+    def going_away(self) -> bytes:
+        """Message that tells that the stream is about to end."""

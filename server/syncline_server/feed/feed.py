@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Final, Protocol
 
 from syncline_server.clock import Clock
-from syncline_server.errors import NotFound, SynclineError, Unavailable
+from syncline_server.errors import NotFound, SynclineError, Unavailable, Unimplemented
 from syncline_server.feed import tokens
 from syncline_server.feed.abc import EventEncoder
 from syncline_server.feed.channel import Channel, frame_of, judge_page, read_page
@@ -17,6 +17,7 @@ from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.subscription import Host, Pace, Subscription
 from syncline_server.feed.tokens import Origin, Position
 from syncline_server.feed.wheel import BookmarkWheel
+from syncline_server.filters.selection import Selection
 from syncline_server.metrics import Metrics
 from syncline_server.model import Appended, Dataset, Head, ResetReason
 from syncline_server.notify.abc import Notifier
@@ -52,10 +53,10 @@ class Feed:
         self._notifier = notifier
         self._clock = clock
         self._encoder = encoder
-        self._settings = settings or FeedSettings()
+        self.settings = settings or FeedSettings()
         self._metrics = metrics or Metrics()
         self._channels: dict[int, Channel] = {}
-        self._wheel = BookmarkWheel(self._settings.checkpoint_seconds, ticks=_TICKS)
+        self._wheel = BookmarkWheel(self.settings.checkpoint_seconds, ticks=_TICKS)
         self._hosts: set[Drainable] = set()
         self._revision_waiters: dict[int, set[asyncio.Future[None]]] = {}
         self._draining = False
@@ -98,7 +99,7 @@ class Feed:
         start = self.decode(token)
         if min_revision > dataset.head.revision:
             await self.wait_revision(dataset.number, min_revision, timeout_seconds=timeout_seconds)
-        limit = self._settings.page_changes
+        limit = self.settings.page_changes
         frames = []
         if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
             frames.append(maker.reset(start, reason, dataset.head))
@@ -109,7 +110,7 @@ class Feed:
                 dataset.number,
                 start,
                 max_changes=min(page_size or limit, limit),
-                max_bytes=self._settings.page_bytes,
+                max_bytes=self.settings.page_bytes,
             )
             reason = judge_page(maker, start, page, self._store.info.histories)
             frames.append(frame_of(maker, start, page, reason))
@@ -162,17 +163,18 @@ class Feed:
         start: Position | None = None,
         head: Head | None = None,
         min_revision: int = 0,
+        selection: Selection | None = None,
         pace: Pace | None = None,
     ) -> Subscription:
         """Begin a subscription from a position, or from now on, at ``head`` which was just read; ``close`` it.
 
         Without either: from nothing. Nothing is sent before ``min_revision``.
         """
-        channel = self._channel(dataset)
+        channel = self._channel(dataset, selection)
         channel.hear(dataset.head.revision)
         progress = Progress(
             start,
-            settings=self._settings,
+            settings=self.settings,
             floor_revision=max(min_revision, channel.known_revision),
         )
         first = None
@@ -185,7 +187,7 @@ class Feed:
                 first = channel.maker.reset(start, reason, dataset.head)
             elif min_revision <= channel.known_revision:
                 _try_ring(channel, progress, start)
-        seconds = self._settings.checkpoint_seconds
+        seconds = self.settings.checkpoint_seconds
         subscription = Subscription(
             channel,
             progress,
@@ -251,7 +253,7 @@ class Feed:
         NotFound(DATASET_NOT_FOUND).
         """
         if timeout_seconds is None:
-            timeout_seconds = self._settings.revision_wait_seconds
+            timeout_seconds = self.settings.revision_wait_seconds
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._reach(dataset_number, revision)
@@ -315,12 +317,12 @@ class Feed:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _channel(self, dataset: Dataset) -> Channel:
+    def _channel(self, dataset: Dataset, selection: Selection | None = None) -> Channel:
+        if selection is not None:
+            raise Unimplemented("NOT_OFFERED", "this server does not serve filtered copies")
         channel = self._channels.get(dataset.number)
         if channel is None:
-            channel = Channel(
-                self._store, dataset.number, self._maker(dataset), self._settings, self._metrics
-            )
+            channel = Channel(self._store, dataset.number, self._maker(dataset), self.settings, self._metrics)
             self._channels[dataset.number] = channel
         return channel
 
@@ -334,13 +336,13 @@ class Feed:
     async def _keep_time(self) -> None:
         """Wake idle subscribers for their checkpoint."""
         while True:
-            await asyncio.sleep(self._settings.checkpoint_seconds / _TICKS)
+            await asyncio.sleep(self.settings.checkpoint_seconds / _TICKS)
             self._wheel.turn(self._clock.monotonic())
 
     async def _keep_looking(self) -> None:
         """Find what no wake-up told, and let go of datasets that nobody follows any more."""
         while True:
-            await asyncio.sleep(self._settings.poll_seconds)
+            await asyncio.sleep(self.settings.poll_seconds)
             for dataset_number in {*self._channels, *self._revision_waiters}:
                 try:
                     await self._look(dataset_number)
@@ -362,7 +364,7 @@ class Feed:
         self._wake_revision_waiters(dataset_number)
 
     def _let_go(self) -> None:
-        left_before = self._clock.monotonic() - self._settings.linger_seconds
+        left_before = self._clock.monotonic() - self.settings.linger_seconds
         for dataset_number, channel in tuple(self._channels.items()):
             if not channel.users and channel.left_at < left_before:
                 del self._channels[dataset_number]

@@ -32,3 +32,7 @@ class FeedSettings:
     """How long the frames of a dataset are kept after its last subscriber left."""
     revision_wait_seconds: float = 30.0
     """Longest wait for a revision when the caller names none."""
+    subscriptions_per_stream: int = 10_000
+    """Most subscriptions of one stream, each dataset of a prefix counted."""
+    credit_bytes: int = 1 << 20
+    """Bytes that may be under way to a subscription that names no credit."""

@@ -60,7 +60,6 @@ class Subscription:
         "_first",
         "_metrics",
         "_min_revision",
-        "_pace",
         "_read",
         "_rereads",
         "_wants_read",
@@ -68,6 +67,7 @@ class Subscription:
         "channel",
         "closed",
         "host",
+        "pace",
         "progress",
         "reached_revision",
     )
@@ -95,7 +95,7 @@ class Subscription:
         self._metrics = metrics
         self._first = first
         self._min_revision = min_revision
-        self._pace = pace
+        self.pace = pace
         self._bookmark_at = 0.0
         self._read: asyncio.Task[Frame] | None = None
         self._rereads = False
@@ -126,7 +126,7 @@ class Subscription:
         progress, channel = self.progress, self.channel
         if not self._bookmark_at and progress.is_exact and progress.head is not None:
             return self._bookmark(now)  # where it starts, before what has come since
-        held = self._pace is not None and progress.is_exact and self._pace.holds(self, now)
+        held = self.pace is not None and progress.is_exact and self.pace.holds(self, now)
         if not held:
             frames = self._ready()
             if frames:
@@ -149,6 +149,17 @@ class Subscription:
         self.progress.confirm()
         self._start_read(afresh=False)
 
+    @property
+    def wants_read(self) -> bool:
+        """Whether it has asked for a read that was not begun."""
+        return self._wants_read
+
+    def give_up_read(self) -> None:
+        """Drop what was read or is being read; ask for it again when there is a use for it."""
+        if self._read is not None:
+            self._drop_read(self._read)
+            self._wants_read = True
+
     def wake(self) -> None:
         """Hear from the channel, the clock or the pace that it is worth a look."""
         if not self.closed:
@@ -168,12 +179,10 @@ class Subscription:
             return
         self.closed = True
         self.channel.forget(self)
-        if self._pace is not None:
-            self._pace.close()
+        if self.pace is not None:
+            self.pace.close()
         if self._read is not None:
-            self._read.remove_done_callback(self._read_ended)
-            self._read = None
-            self.host.end_read(self)
+            self._drop_read(self._read)
 
     # -- bookmarks ----------------------------------------------------------------------------------------
 
@@ -195,7 +204,7 @@ class Subscription:
         """Frames to send now; None: a read is to be made of what is at hand."""
         progress, channel = self.progress, self.channel
         frames = progress.ready(channel.ring, channel.shared)
-        if self._pace is None or not frames or not progress.is_exact:
+        if self.pace is None or not frames or not progress.is_exact:
             return frames
         end = frames[-1].end
         if len(frames) == 1 and (end is None or not channel.ring.follow(end, max_bytes=1)):
@@ -219,8 +228,8 @@ class Subscription:
             assert progress.head is not None
             self._bookmark_at = now + self.bookmark_seconds
             self.reached_revision = max(self.reached_revision, progress.head.revision)
-            if self._pace is not None:
-                self._pace.reached(now)
+            if self.pace is not None:
+                self.pace.reached(now)
         elif not progress.ready(channel.ring, channel.shared):
             # The next page is read while this one is being sent.
             self._ask_read()
@@ -235,6 +244,12 @@ class Subscription:
     def _start_read(self, *, afresh: bool) -> None:
         self._read = self.channel.start_read(self.progress, afresh=afresh)
         self._read.add_done_callback(self._read_ended)
+
+    def _drop_read(self, task: asyncio.Task[Frame]) -> None:
+        task.remove_done_callback(self._read_ended)
+        self._read = None
+        self._rereads = False
+        self.host.end_read(self)
 
     def _read_ended(self, task: asyncio.Task[Frame]) -> None:
         del task

@@ -248,17 +248,18 @@ class Edge:
         if isinstance(error, grpc.aio.InternalError | grpc.aio.UsageError):
             self._metrics.calls.labels(method, "CANCELLED").inc()
             raise asyncio.CancelledError from error  # the peer left while a write was pending
-        told = self._tell(method, error)
+        told = tell(method, error)
         self._metrics.calls.labels(method, told.code.name).inc()
         await context.abort(told.code, told.message, told.trailers)
 
-    @staticmethod
-    def _tell(method: str, error: Exception) -> Refusal:
-        if isinstance(error, SynclineError):
-            return refusal(error)
-        incident_id = secrets.token_hex(6)
-        _log.error("rpc.failed", incident_id=incident_id, method=method, exc_info=error)
-        return internal(incident_id)
+
+def tell(method: str, error: Exception) -> Refusal:
+    """Tell an error; one that nobody expected by an incident id, with which its text is in the log."""
+    if isinstance(error, SynclineError):
+        return refusal(error)
+    incident_id = secrets.token_hex(6)
+    _log.error("rpc.failed", incident_id=incident_id, method=method, exc_info=error)
+    return internal(incident_id)
 
 
 class EdgeServer:

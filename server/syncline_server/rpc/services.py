@@ -22,6 +22,7 @@ from syncline_server.query.digests import Digests
 from syncline_server.query.records import Records
 from syncline_server.rpc.catalog import CatalogService
 from syncline_server.rpc.convert import RequestIds
+from syncline_server.rpc.heads import ListHeadsMethod
 from syncline_server.rpc.info import ServerService
 from syncline_server.rpc.push import PushService
 from syncline_server.rpc.record import RecordService
@@ -29,6 +30,7 @@ from syncline_server.rpc.replicas import ReplicaMethods
 from syncline_server.rpc.server import Service
 from syncline_server.rpc.session import SessionService
 from syncline_server.rpc.sync import SyncService
+from syncline_server.rpc.update_feed import UpdateFeedMethod
 from syncline_server.store.abc import Store
 
 
@@ -83,6 +85,8 @@ def services(rooms: Rooms) -> Sequence[Service]:
             SyncService(
                 rooms.catalog,
                 rooms.feed,
+                UpdateFeedMethod(rooms.catalog, rooms.feed, rooms.clock, rooms.uptake),
+                ListHeadsMethod(rooms.store),
                 ReplicaMethods(
                     rooms.catalog,
                     rooms.store,

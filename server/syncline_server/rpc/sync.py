@@ -3,7 +3,7 @@
 # ruff: noqa: N802 - methods are named by the proto
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -14,7 +14,9 @@ from syncline_server.errors import Unavailable
 from syncline_server.feed.feed import Feed
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import begin, check_may_read, check_revision, dataset_of, wait_seconds
+from syncline_server.rpc.heads import ListHeadsMethod
 from syncline_server.rpc.replicas import ReplicaMethods
+from syncline_server.rpc.update_feed import UpdateFeedMethod
 
 RETURN_SECONDS: Final = 1.0
 """Subscribers of a server that goes come back within this, not all in the same moment."""
@@ -24,10 +26,19 @@ class SyncService(SyncServiceServicer):
     """See the proto."""
 
     def __init__(
-        self, catalog: Catalog, feed: Feed, replicas: ReplicaMethods, *, revision_wait_seconds: float
+        self,
+        catalog: Catalog,
+        feed: Feed,
+        updates: UpdateFeedMethod,
+        heads: ListHeadsMethod,
+        replicas: ReplicaMethods,
+        *,
+        revision_wait_seconds: float,
     ) -> None:
         self._catalog = catalog
         self._feed = feed
+        self._updates = updates
+        self._heads = heads
         self._replicas = replicas
         self._revision_wait_seconds = revision_wait_seconds
 
@@ -77,6 +88,18 @@ class SyncService(SyncServiceServicer):
             "the server is shutting down; connect again with the last token",
             retry_after_seconds=random.uniform(0.1, RETURN_SECONDS),  # noqa: S311 - spreads load, hides nothing
         )
+
+    async def UpdateFeed(self, request: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
+        """Many datasets on one stream; serialised."""
+        del context
+        async with aclosing(self._updates.update_feed(request)) as messages:
+            async for message in messages:
+                yield message
+
+    async def ListHeads(self, request: pb.ListHeadsRequest, context: Any) -> pb.ListHeadsResponse:
+        """Where all datasets stand."""
+        del context
+        return await self._heads.list_heads(request)
 
     async def GetUptake(self, request: pb.GetUptakeRequest, context: Any) -> pb.GetUptakeResponse:
         """Who has a revision."""

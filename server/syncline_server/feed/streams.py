@@ -1,0 +1,548 @@
+"""One stream with many subscriptions.
+
+Everything waits in the subscriptions themselves until the stream can be written to: then those that were woken are
+polled, round and round, until a message is full. While a write is blocked nothing is polled and nothing is encoded,
+so what the stream holds is the message on its way, and pages up to ``READ_AHEAD_BYTES`` that were read for it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Final
+
+from syncline_server.catalog.catalog import Catalog
+from syncline_server.clock import Clock
+from syncline_server.errors import (
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from syncline_server.feed.abc import PartEncoder
+from syncline_server.feed.delivery import OnCheckpoint, Wanted, pace_of
+from syncline_server.feed.feed import Feed
+from syncline_server.feed.subscription import Host, Subscription
+from syncline_server.feed.tokens import Position
+from syncline_server.feed.uptake import Uptake
+from syncline_server.model import Dataset, Head, Principal, Role
+
+READ_AHEAD_BYTES: Final = 512 << 10
+"""Pages that are read, or wait to be sent, for all subscriptions of a stream together; one in any case."""
+
+_POLLS_AT_ONCE: Final = 1_000
+"""Subscriptions looked at without a break."""
+
+_LIST_DATASETS: Final = 1_000
+
+
+class _Leg(Host):
+    """A subscription's part in one dataset, or the news that there is none."""
+
+    __slots__ = (
+        "accepted",
+        "address",
+        "dataset_id",
+        "delivery",
+        "error",
+        "number",
+        "queued",
+        "stream",
+        "subscription",
+    )
+
+    def __init__(self, stream: "FeedStream", delivery: "_Delivery", dataset_id: str, address: bytes) -> None:
+        self.stream = stream
+        self.delivery = delivery
+        self.dataset_id = dataset_id
+        self.address = address
+        self.number = 0
+        self.subscription: Subscription | None = None
+        self.error: Exception | None = None
+        self.accepted = False
+        """The client was told that it has begun."""
+        self.queued = False
+
+    def wake(self) -> None:
+        """See Host."""
+        if not self.queued:
+            self.queued = True
+            self.stream.enqueue(self)
+
+    def ask_read(self, subscription: Subscription) -> None:
+        """See Host."""
+        del subscription
+        self.stream.ask_read(self)
+
+    def end_read(self, subscription: Subscription) -> None:
+        """See Host."""
+        del subscription
+        self.stream.end_read(self)
+
+
+class _Delivery:
+    """One AddSubscription that is in force."""
+
+    __slots__ = ("credit_bytes", "ended", "legs", "pace", "tokens", "wanted")
+
+    def __init__(self, wanted: Wanted, *, credit_bytes: int) -> None:
+        self.wanted = wanted
+        self.credit_bytes = credit_bytes
+        """What may still be sent; below 0 after the last part went beyond it."""
+        self.legs: dict[str, _Leg] = {}
+        self.ended: set[int] | None = None
+        """With a prefix: datasets that ended with an error, and are not to begin again by themselves."""
+        self.tokens = dict(wanted.tokens) if wanted.tokens else None
+        """Those that were not used yet."""
+
+
+class FeedStream:
+    """Serves the subscriptions of one stream. One task reads ``messages``; another one may call the rest."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        catalog: Catalog,
+        encoder: PartEncoder,
+        clock: Clock,
+        principal: Principal,
+        *,
+        uptake: Uptake | None = None,
+    ) -> None:
+        self._feed = feed
+        self._catalog = catalog
+        self._encoder = encoder
+        self._clock = clock
+        self._settings = feed.settings
+        self._principal = principal
+        self._uptake = uptake
+        self._deliveries: dict[int, _Delivery] = {}
+        self._count = 0
+        self._ready: deque[_Leg] = deque()
+        self._to_read: dict[_Leg, None] = {}
+        self._reading: dict[_Leg, int] = {}
+        self._waiter: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._failure: Exception | None = None
+        self._draining = False
+        self._stop_listening: Callable[[], None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return self._count
+
+    # -- what the client asks -----------------------------------------------------------------------------
+
+    async def add(self, wanted: Wanted) -> None:
+        """Begin a subscription, in place of the one with the same id. What is wrong with it ends only this one.
+
+        Raises ResourceExhausted(TOO_MANY_SUBSCRIPTIONS).
+        """
+        await self._room_for_more()
+        self.remove(wanted.subscription_id)
+        delivery = _Delivery(wanted, credit_bytes=wanted.credit_bytes or self._settings.credit_bytes)
+        self._deliveries[wanted.subscription_id] = delivery
+        await self._begin(delivery)
+
+    def refuse(self, subscription_id: int, error: Exception) -> None:
+        """End a subscription, or one that cannot begin, with an error."""
+        delivery = self._deliveries.get(subscription_id)
+        if delivery is None:
+            delivery = _Delivery(Wanted(subscription_id=subscription_id), credit_bytes=0)
+        self.remove(subscription_id)
+        self._tell(delivery, "", error)
+
+    def remove(self, subscription_id: int) -> None:
+        """End a subscription; one that is not there is passed over."""
+        delivery = self._deliveries.pop(subscription_id, None)
+        if delivery is not None:
+            for leg in delivery.legs.values():
+                self._close(leg)
+            delivery.legs.clear()
+
+    def acknowledge(self, subscription_id: int, dataset_id: str, revision: int) -> None:
+        """Hear how far a copy has come; of one that is not there, nothing."""
+        delivery = self._deliveries.get(subscription_id)
+        if delivery is None:
+            return
+        wanted = delivery.wanted
+        if not wanted.dataset_id and not dataset_id:
+            self.refuse(subscription_id, _invalid("dataset", "is required with a prefix"))
+            return
+        leg = delivery.legs.get(dataset_id or wanted.dataset_id)
+        if leg is None or leg.subscription is None:
+            return
+        subscription = leg.subscription
+        if not 0 <= revision <= subscription.reached_revision:
+            self._end(
+                leg,
+                _invalid("revision", f"is above {subscription.reached_revision}, the newest that was sent"),
+            )
+            return
+        if isinstance(subscription.pace, OnCheckpoint):
+            subscription.pace.acknowledge(subscription, revision)
+        if self._uptake is not None and wanted.replica_id:
+            self._uptake.applied(leg.number, wanted.replica_id, self._principal.key_id, revision)
+
+    def grant(self, subscription_id: int, credit_bytes: int) -> None:
+        """Let more bytes come; of one that is not there, nothing."""
+        delivery = self._deliveries.get(subscription_id)
+        if delivery is None:
+            return
+        stood = delivery.credit_bytes <= 0
+        delivery.credit_bytes += credit_bytes
+        if stood and delivery.credit_bytes > 0:
+            for leg in delivery.legs.values():
+                if leg.subscription is not None and leg.subscription.wants_read:
+                    self._to_read[leg] = None
+                leg.wake()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with an error."""
+        if self._failure is None:
+            self._failure = error
+            self._wake()
+
+    def still_allowed(self, principal: Principal) -> bool:
+        """Hear what the key may do now; whether the stream may go on at all."""
+        changed, self._principal = principal != self._principal, principal
+        for delivery in tuple(self._deliveries.values()):
+            for leg in tuple(delivery.legs.values()):
+                if leg.error is None and not principal.may_read(leg.dataset_id):
+                    self._end(leg, _forbidden(leg.dataset_id))
+            if changed and not delivery.wanted.dataset_id:
+                self._begin_later(delivery)
+        return principal.role is not Role.PUSH
+
+    # -- what it gets -------------------------------------------------------------------------------------
+
+    async def messages(self) -> AsyncGenerator[bytes]:
+        """Messages, until the feed is drained; the last one says so. Raises what ``fail`` was told."""
+        with self._feed.hosting(self):
+            while True:
+                draining = self._draining
+                if self._failure is not None:
+                    raise self._failure
+                message = self._collect()
+                if message:
+                    yield message
+                if draining:
+                    break
+                if not message:
+                    await self._wait()
+        for message in self._last_messages():
+            yield message
+        yield self._encoder.going_away()
+
+    def drain(self) -> None:
+        """See Drainable."""
+        self._draining = True
+        self._wake()
+
+    async def aclose(self) -> None:
+        """End all subscriptions."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for subscription_id in tuple(self._deliveries):
+            self.remove(subscription_id)
+
+    # -- beginning and ending -----------------------------------------------------------------------------
+
+    async def _begin(self, delivery: _Delivery) -> None:
+        wanted = delivery.wanted
+        try:
+            if wanted.dataset_id:
+                await self._add_one(delivery)
+            else:
+                await self._add_all(delivery)
+        except ResourceExhausted as error:
+            if error.reason == "TOO_MANY_SUBSCRIPTIONS":
+                raise
+            self.refuse(wanted.subscription_id, error)
+        except Exception as error:  # noqa: BLE001 - the fence between subscriptions
+            self.refuse(wanted.subscription_id, error)
+
+    def _begin_later(self, delivery: _Delivery) -> None:
+        async def begin() -> None:
+            try:
+                await self._begin(delivery)
+            except ResourceExhausted as error:
+                self.fail(error)
+
+        task = asyncio.create_task(begin())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _add_one(self, delivery: _Delivery) -> None:
+        wanted = delivery.wanted
+        if not self._principal.may_read(wanted.dataset_id):
+            raise _forbidden(wanted.dataset_id)
+        start = self._feed.decode(wanted.token)
+        dataset = (await self._catalog.dataset(wanted.dataset_id)).dataset
+        head = None
+        if wanted.from_now or wanted.min_revision > dataset.head.revision:
+            head = await self._feed.learn_head(dataset)
+        leg = _Leg(self, delivery, wanted.dataset_id, self._encoder.address(wanted.subscription_id, ""))
+        self._open(leg, dataset, start, from_now=head if wanted.from_now else None)
+
+    async def _add_all(self, delivery: _Delivery) -> None:
+        """Follow every dataset with the prefix that the key may read, and those that are created later."""
+        if self._principal.role is Role.PUSH:
+            raise _forbidden(delivery.wanted.prefix + "*")
+        if self._stop_listening is None:
+            self._stop_listening = self._catalog.listen(self._created)
+        prefix = delivery.wanted.prefix
+        after = before_prefix(prefix)
+        while True:
+            datasets = await self._catalog.list_datasets(after=after, limit=_LIST_DATASETS)
+            if self._deliveries.get(delivery.wanted.subscription_id) is not delivery:
+                return
+            found = [dataset for dataset in datasets if dataset.dataset_id.startswith(prefix)]
+            for dataset in found:
+                self._follow(delivery, dataset)
+            if len(found) < _LIST_DATASETS:
+                break
+            after = found[-1].dataset_id
+        tokens, delivery.tokens = delivery.tokens, None
+        for dataset_id in tokens or ():
+            # Its copy would wait for ever.
+            may_read = self._principal.may_read(dataset_id)
+            self._tell(delivery, dataset_id, (_not_found if may_read else _forbidden)(dataset_id))
+
+    def _created(self, dataset: Dataset) -> None:
+        for delivery in tuple(self._deliveries.values()):
+            if not delivery.wanted.dataset_id and dataset.dataset_id.startswith(delivery.wanted.prefix):
+                try:
+                    self._follow(delivery, dataset)
+                except ResourceExhausted as error:
+                    self.fail(error)
+
+    def _follow(self, delivery: _Delivery, dataset: Dataset) -> None:
+        """Follow a dataset with the prefix, unless that is done or it is not for this key."""
+        dataset_id, wanted = dataset.dataset_id, delivery.wanted
+        if not self._principal.may_read(dataset_id) or dataset.number in (delivery.ended or ()):
+            return
+        known = delivery.legs.get(dataset_id)
+        if known is not None:
+            if known.number == dataset.number:
+                return
+            self._end(known, _not_found(dataset_id))
+        leg = _Leg(self, delivery, dataset_id, self._encoder.address(wanted.subscription_id, dataset_id))
+        token = delivery.tokens.pop(dataset_id, b"") if delivery.tokens else b""
+        try:
+            start = self._feed.decode(token)
+            self._open(leg, dataset, start, from_now=dataset.head if wanted.from_now else None)
+        except ResourceExhausted:
+            raise
+        except Exception as error:  # noqa: BLE001 - the fence between datasets
+            leg.number = dataset.number
+            self._end(leg, error)
+
+    def _open(self, leg: _Leg, dataset: Dataset, start: Position | None, *, from_now: Head | None) -> None:
+        wanted = leg.delivery.wanted
+        if self._count >= self._settings.subscriptions_per_stream:
+            raise ResourceExhausted(
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"this stream has {self._count} subscriptions, which is the most that one may have",
+                maximum=self._settings.subscriptions_per_stream,
+            )
+        leg.number = dataset.number
+        held = _held_revision(start)
+        leg.subscription = self._feed.open(
+            dataset,
+            leg,
+            start=start,
+            head=from_now,
+            min_revision=wanted.min_revision,
+            selection=wanted.selection,
+            pace=pace_of(wanted),
+        )
+        self._count += 1
+        leg.delivery.legs[leg.dataset_id] = leg
+        if self._uptake is not None and wanted.replica_id:
+            self._uptake.connected(dataset.number, wanted.replica_id, self._principal.key_id, held)
+        leg.wake()
+
+    def _tell(self, delivery: _Delivery, dataset_id: str, error: Exception) -> None:
+        """Send an error of a subscription, or of a dataset of it, that is not there any more."""
+        leg = _Leg(
+            self, delivery, dataset_id, self._encoder.address(delivery.wanted.subscription_id, dataset_id)
+        )
+        leg.error = error
+        leg.wake()
+
+    def _end(self, leg: _Leg, error: Exception) -> None:
+        """End a leg with an error, which is sent when there is room."""
+        self._close(leg)
+        delivery = leg.delivery
+        if delivery.legs.get(leg.dataset_id) is leg:
+            del delivery.legs[leg.dataset_id]
+        if delivery.wanted.dataset_id:
+            self._deliveries.pop(delivery.wanted.subscription_id, None)
+        elif not isinstance(error, PermissionDenied):
+            delivery.ended = (delivery.ended or set()) | {leg.number}
+        leg.error = error
+        leg.wake()
+
+    def _close(self, leg: _Leg) -> None:
+        if leg.subscription is None:
+            return
+        self._feed.close(leg.subscription)
+        leg.subscription = None
+        self._count -= 1
+        self._to_read.pop(leg, None)
+        replica_id = leg.delivery.wanted.replica_id
+        if self._uptake is not None and replica_id:
+            self._uptake.disconnected(leg.number, replica_id)
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    def enqueue(self, leg: _Leg) -> None:
+        """Poll a leg when there is room."""
+        self._ready.append(leg)
+        self._wake()
+
+    def _collect(self) -> bytes:
+        """One message of whatever is ready; empty: there is nothing."""
+        now = self._clock.monotonic()
+        chunks: list[bytes] = []
+        size = polls = 0
+        ready = self._ready
+        while ready and size < self._settings.message_bytes and polls < _POLLS_AT_ONCE:
+            leg = ready.popleft()
+            leg.queued = False
+            polls += 1
+            bodies = self._bodies(leg, now)
+            if bodies:
+                size += self._add_part(chunks, bodies, leg)
+        self._begin_reads()
+        self._room.set()
+        return b"".join(chunks)
+
+    def _bodies(self, leg: _Leg, now: float) -> Sequence[bytes]:
+        if leg.error is not None:
+            error, leg.error = leg.error, None
+            return (self._encoder.error(error),)
+        subscription = leg.subscription
+        if subscription is None:
+            return ()
+        bodies: Sequence[bytes] = ()
+        try:
+            if not leg.accepted:
+                leg.accepted = True
+                bodies = (self._accepted(leg, subscription),)
+            if leg.delivery.credit_bytes <= 0:
+                subscription.give_up_read()
+                return bodies
+            sent = subscription.poll(now)
+        except Exception as error:  # noqa: BLE001 - the fence between subscriptions
+            self._end(leg, error)
+            return bodies
+        if sent:
+            leg.wake()  # there may be more
+            return (*bodies, *sent)
+        return bodies
+
+    def _accepted(self, leg: _Leg, subscription: Subscription) -> bytes:
+        selection = leg.delivery.wanted.selection
+        return self._encoder.accepted(
+            subscription.progress.floor_revision,
+            cost_class=0 if selection is None else selection.cost_class,
+            unverified=subscription.channel.unverified,
+        )
+
+    def _add_part(self, chunks: list[bytes], bodies: Sequence[bytes], leg: _Leg) -> int:
+        size = sum(map(len, bodies)) + len(leg.address)
+        chunks.append(self._encoder.begin(size))
+        chunks.extend(bodies)
+        chunks.append(leg.address)
+        leg.delivery.credit_bytes -= size
+        return size
+
+    def _last_messages(self) -> Iterator[bytes]:
+        """Last checkpoints of all copies that are exact."""
+        chunks: list[bytes] = []
+        size = 0
+        for delivery in self._deliveries.values():
+            for leg in delivery.legs.values():
+                last = leg.subscription.going_away if leg.subscription and delivery.credit_bytes > 0 else None
+                if last is not None and leg.accepted:
+                    size += self._add_part(chunks, (last,), leg)
+                if size >= self._settings.message_bytes:
+                    yield b"".join(chunks)
+                    chunks, size = [], 0
+        if chunks:
+            yield b"".join(chunks)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def ask_read(self, leg: _Leg) -> None:
+        """Read for this leg when its turn comes; polling it asked for that."""
+        self._to_read[leg] = None
+
+    def end_read(self, leg: _Leg) -> None:
+        """Hear that a page has been taken or given up."""
+        self._reading.pop(leg, None)
+
+    def _begin_reads(self) -> None:
+        while self._to_read:
+            leg = next(iter(self._to_read))
+            subscription = leg.subscription
+            if subscription is not None and leg.delivery.credit_bytes > 0:
+                page_bytes = subscription.progress.page_bytes
+                if self._reading and sum(self._reading.values()) + page_bytes > READ_AHEAD_BYTES:
+                    return
+                self._reading[leg] = page_bytes
+                subscription.begin_read()
+            del self._to_read[leg]
+
+    # -- waiting ------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        if self._ready:
+            await asyncio.sleep(0)  # there were too many to look at without a break
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    async def _room_for_more(self) -> None:
+        """Wait while what the client was not told yet grows beyond what it may ask for."""
+        while len(self._ready) > 2 * self._settings.subscriptions_per_stream:
+            self._room.clear()
+            await self._room.wait()
+
+
+def before_prefix(prefix: str) -> str:
+    """An id, or what sorts like one, that follows every id before the prefix and precedes every id with it."""
+    return prefix[:-1] + chr(ord(prefix[-1]) - 1) + "\x7f" if prefix else ""
+
+
+def _held_revision(position: Position | None) -> int:
+    """Revision that a copy at this position surely holds; 0: it is not complete yet for the first time."""
+    if position is None:
+        return 0
+    if position.complete:
+        return position.revision
+    return position.base_revision if position.base_revision <= position.revision else 0
+
+
+def _forbidden(dataset_id: str) -> PermissionDenied:
+    return PermissionDenied(
+        "PERMISSION_DENIED", f"this key may not read dataset {dataset_id!r}, or there is no such dataset"
+    )
+
+
+def _not_found(dataset_id: str) -> NotFound:
+    return NotFound("DATASET_NOT_FOUND", f"there is no dataset {dataset_id!r}")
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_REQUEST", f"{field} {problem}", fields=[(field, problem)])
