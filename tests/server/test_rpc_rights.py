@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from support.hosted import hosted
 from support.wire import Refused, house
@@ -75,6 +76,8 @@ def requests_for(dataset):
         "ListRecords": named,
         "Sync": named,
         "Subscribe": named,
+        "UpdateFeed": {"actions": [{"add": named | {"subscription_id": 1}}]},
+        "ListHeads": {},
         "GetServerInfo": {},
     }
 
@@ -106,6 +109,8 @@ ALLOWED = {
         "ListRecords": (IN, OUT),
         "Sync": (IN, OUT),
         "Subscribe": (IN, OUT),
+        "UpdateFeed": (IN, OUT),
+        "ListHeads": (IN, IN),
         "GetServerInfo": (IN, IN),
     },
 }
@@ -128,6 +133,16 @@ async def keys(tmp_path):
         }
 
 
+def reason_of_part(answer):
+    """A subscription's own error: the stream goes on."""
+    (part,) = sync_service_pb2.UpdateFeedResponse.FromString(answer).parts
+    if not part.HasField("error"):
+        return IN
+    info = ErrorInfo()
+    assert part.error.details[0].Unpack(info)
+    return info.reason
+
+
 async def outcome(wire, method, dataset):
     """IN, or the reason of the refusal. NOT_FOUND of a thing inside is as good as let in."""
     request = GetMessageClass(method.input_type)(**requests_for(dataset)[method.name])
@@ -138,9 +153,13 @@ async def outcome(wire, method, dataset):
     call = getattr(wire.channel, kind)(path, request_serializer=type(request).SerializeToString)
     try:
         if method.server_streaming:
-            stream = call(request, metadata=wire.metadata, timeout=10)
-            assert await stream.read() is not grpc.aio.EOF
+            asked = iter([request]) if method.client_streaming else request
+            stream = call(asked, metadata=wire.metadata, timeout=10)
+            answer = await stream.read()
+            assert answer is not grpc.aio.EOF
             stream.cancel()
+            if method.name == "UpdateFeed":
+                return reason_of_part(answer)
         else:
             await call(
                 iter([request]) if method.client_streaming else request, metadata=wire.metadata, timeout=10

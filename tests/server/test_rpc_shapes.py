@@ -17,7 +17,7 @@ METHODS = {
     for method in service.methods
 }
 READING_PREFIXES = ("Get", "BatchGet", "List")
-READING = {"syncline.v1.SyncService.Sync", "syncline.v1.SyncService.Subscribe"}
+READING = {f"syncline.v1.SyncService.{name}" for name in ("Sync", "Subscribe", "UpdateFeed", "DigestRanges")}
 """Further methods that change nothing. All others are taken to change something."""
 
 
