@@ -26,7 +26,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
     *(ROOT / "docs" / "how-to" / name for name in ("backup.md", "cron.md", "csv.md", "keys.md")),
-    ROOT / "docs" / "reference" / "record-ids.md",
+    *(ROOT / "docs" / "reference" / name for name in ("filters.md", "record-ids.md")),
 ]
 
 
