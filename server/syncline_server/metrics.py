@@ -57,6 +57,15 @@ class Metrics:
         )
         resets = self._counter("syncline_resets", "Copies that had to start anew", ("reason",))
         self.resets = {reason: resets.labels(reason.name.lower()) for reason in ResetReason}
+        self.filter_changes = self._counter(
+            "syncline_filter_changes", "Changes looked at for all filtered copies of a dataset together"
+        )
+        self.filter_members = self._gauge(
+            "syncline_filter_members", "Records that filtered copies are accounted for"
+        )
+        self.filtered_channels = self._gauge(
+            "syncline_filtered_channels", "Different selections of datasets that are followed"
+        )
         # -- calls
         self.calls = self._counter(
             "syncline_calls", "Finished calls by method and status code", ("method", "code")

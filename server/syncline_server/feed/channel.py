@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from syncline_server.feed import tokens
 from syncline_server.feed.frames import Frame, FrameMaker
 from syncline_server.feed.progress import Progress
-from syncline_server.feed.ring import FrameCache, Ring
+from syncline_server.feed.ring import FrameCache, FrameRoom, Ring
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.tokens import Position
 from syncline_server.metrics import Metrics
@@ -30,16 +30,24 @@ class Channel:
     """One dataset that is followed."""
 
     def __init__(
-        self, store: Store, dataset_number: int, maker: FrameMaker, settings: FeedSettings, metrics: Metrics
+        self,
+        store: Store,
+        dataset_number: int,
+        maker: FrameMaker,
+        settings: FeedSettings,
+        metrics: Metrics,
+        room: FrameRoom | None = None,
     ) -> None:
+        """``room`` bounds what this one keeps together with others."""
         self.maker = maker
         self.ring = Ring(
             maker,
             max_bytes=settings.ring_bytes,
             max_frames=settings.ring_frames,
             max_frame_bytes=settings.frame_bytes,
+            room=room,
         )
-        self.shared = FrameCache(max_bytes=settings.shared_bytes, max_frames=settings.ring_frames)
+        self.shared = FrameCache(max_bytes=settings.shared_bytes, max_frames=settings.ring_frames, room=room)
         self.known_revision = 0
         """Newest revision heard of. Wrong at worst until a page is read."""
         self.followers: set[Progress] = set()
@@ -90,6 +98,16 @@ class Channel:
         self.wake()
 
     @property
+    def unverified(self) -> bool:
+        """Checkpoints come without count and digest."""
+        return False
+
+    @property
+    def newest_revision(self) -> int:
+        """Newest revision of the dataset heard of."""
+        return self.known_revision
+
+    @property
     def lag_revisions(self) -> int:
         """How far behind the slowest follower is."""
         revisions = (0 if p.position is None else p.position.revision for p in self.followers)
@@ -97,8 +115,12 @@ class Channel:
 
     # -- waiting ------------------------------------------------------------------------------------------
 
-    def wait(self, waiter: Waiter) -> None:
-        """Register for the next wake-up, in the same step as the look that found nothing."""
+    def wait(self, waiter: Waiter, revision: int = 0) -> None:
+        """Register for the next wake-up, in the same step as the look that found nothing.
+
+        ``revision``: also when the dataset has it, whether anything concerned the copy or not.
+        """
+        del revision  # every commit wakes all here
         self._waiters[waiter] = None
 
     def forget(self, waiter: Waiter) -> None:
@@ -146,6 +168,18 @@ class Channel:
             del self._reads[position]
         if not task.cancelled():
             task.exception()  # whoever awaited it has it; all of them may be gone
+
+    async def read_on(self, start: Position | None, *, max_changes: int, max_bytes: int) -> Frame:
+        """Read what follows ``start``, for a caller that keeps the position itself.
+
+        Raises NotFound(DATASET_NOT_FOUND) and the store's troubles.
+        """
+        page = await read_page(
+            self._store, self._dataset_number, start, max_changes=max_changes, max_bytes=max_bytes
+        )
+        return frame_of(
+            self.maker, start, page, judge_page(self.maker, start, page, self._store.info.histories)
+        )
 
     async def _read(self, start: Position | None, max_changes: int, max_bytes: int) -> Frame:
         known_revision = self.known_revision

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Final, Protocol
 
 from syncline_server.clock import Clock
-from syncline_server.errors import NotFound, SynclineError, Unavailable, Unimplemented
+from syncline_server.errors import NotFound, SynclineError, Unavailable
 from syncline_server.feed import tokens
 from syncline_server.feed.abc import EventEncoder
-from syncline_server.feed.channel import Channel, frame_of, judge_page, read_page
-from syncline_server.feed.frames import FrameMaker
+from syncline_server.feed.channel import Channel
+from syncline_server.feed.channels import Channels
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.subscription import Host, Pace, Subscription
@@ -55,7 +55,7 @@ class Feed:
         self._encoder = encoder
         self.settings = settings or FeedSettings()
         self._metrics = metrics or Metrics()
-        self._channels: dict[int, Channel] = {}
+        self._channels = Channels(store, clock, encoder, self.settings, self._metrics)
         self._wheel = BookmarkWheel(self.settings.checkpoint_seconds, ticks=_TICKS)
         self._hosts: set[Drainable] = set()
         self._revision_waiters: dict[int, set[asyncio.Future[None]]] = {}
@@ -72,8 +72,7 @@ class Feed:
             stop_listening()
             for timer in timers:
                 timer.cancel()
-            for channel in self._channels.values():
-                await channel.aclose()
+            await self._channels.aclose()
             for outcome in await asyncio.gather(*timers, return_exceptions=True):
                 if isinstance(outcome, Exception):
                     raise outcome
@@ -85,6 +84,7 @@ class Feed:
         dataset: Dataset,
         token: bytes,
         *,
+        selection: Selection | None = None,
         min_revision: int = 0,
         page_size: int = 0,
         timeout_seconds: float | None = None,
@@ -95,35 +95,34 @@ class Feed:
         above the setting: the setting. Raises InvalidArgument(TOKEN_INVALID), NotFound(DATASET_NOT_FOUND),
         Unavailable(REVISION_NOT_REACHED).
         """
-        maker = self._maker(dataset)
         start = self.decode(token)
         if min_revision > dataset.head.revision:
             await self.wait_revision(dataset.number, min_revision, timeout_seconds=timeout_seconds)
-        limit = self.settings.page_changes
+        limit = min(page_size or self.settings.page_changes, self.settings.page_changes)
         frames = []
-        if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
-            frames.append(maker.reset(start, reason, dataset.head))
-            start = None
-        while not frames or frames[-1].end is None:
-            page = await read_page(
-                self._store,
-                dataset.number,
-                start,
-                max_changes=min(page_size or limit, limit),
-                max_bytes=self.settings.page_bytes,
-            )
-            reason = judge_page(maker, start, page, self._store.info.histories)
-            frames.append(frame_of(maker, start, page, reason))
-            start = frames[-1].end
-            if channel := self._channels.get(dataset.number):
-                channel.hear(page.head.revision)
+        with self._using(self._channels.reader(dataset, selection)) as channel:
+            maker = channel.maker
+            if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
+                frames.append(maker.reset(start, reason, dataset.head))
+                start = None
+            while not frames or frames[-1].end is None:
+                frame = await channel.read_on(start, max_changes=limit, max_bytes=self.settings.page_bytes)
+                frames.append(frame)
+                start = frame.end
+                self._channels.hear(dataset.number, frame.head.revision)
         assert start is not None
         for frame in frames:
             self._count_reset(frame.reset)
         return b"".join(frame.body for frame in frames), maker.token(start)
 
     async def subscribe(
-        self, dataset: Dataset, *, token: bytes = b"", from_now: bool = False, min_revision: int = 0
+        self,
+        dataset: Dataset,
+        *,
+        selection: Selection | None = None,
+        token: bytes = b"",
+        from_now: bool = False,
+        min_revision: int = 0,
     ) -> AsyncGenerator[bytes]:
         """Messages that bring a copy from the token (empty: from nothing) to the head and keep it there.
 
@@ -134,12 +133,14 @@ class Feed:
         start = self.decode(token)
         if min_revision > dataset.head.revision:
             await self._reach(dataset.number, min_revision)
-            self._channel(dataset).hear(min_revision)
+            self._channels.open(dataset, selection).hear(min_revision)
         self._refuse_when_draining()
-        head = await self.learn_head(dataset) if from_now else None
+        head = await self.learn_head(dataset, selection) if from_now else None
         host = _Alone()
         with self.hosting(host):
-            subscription = self.open(dataset, host, start=start, head=head, min_revision=min_revision)
+            subscription = self.open(
+                dataset, host, start=start, head=head, min_revision=min_revision, selection=selection
+            )
             try:
                 while True:
                     draining = host.draining
@@ -170,12 +171,12 @@ class Feed:
 
         Without either: from nothing. Nothing is sent before ``min_revision``.
         """
-        channel = self._channel(dataset, selection)
+        channel = self._channels.open(dataset, selection)
         channel.hear(dataset.head.revision)
         progress = Progress(
             start,
             settings=self.settings,
-            floor_revision=max(min_revision, channel.known_revision),
+            floor_revision=max(min_revision, channel.newest_revision),
         )
         first = None
         if head is not None:
@@ -185,7 +186,7 @@ class Feed:
             reason = self._judge_origin(start, channel.maker.origin)
             if reason is not None:
                 first = channel.maker.reset(start, reason, dataset.head)
-            elif min_revision <= channel.known_revision:
+            elif min_revision <= channel.newest_revision:
                 _try_ring(channel, progress, start)
         seconds = self.settings.checkpoint_seconds
         subscription = Subscription(
@@ -232,15 +233,11 @@ class Feed:
         info = self._store.info
         return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
 
-    async def learn_head(self, dataset: Dataset) -> Head:
+    async def learn_head(self, dataset: Dataset, selection: Selection | None = None) -> Head:
         """Read the head of a dataset, so that what waits for a revision knows. Raises NotFound(DATASET_NOT_FOUND)."""
-        channel = self._channel(dataset)
-        channel.users += 1  # so that it is there for commits that come meanwhile
-        try:
+        with self._using(self._channels.open(dataset, selection)) as channel:
+            # It is there for commits that come meanwhile.
             head = await self._store.read_head(dataset.number)
-        finally:
-            channel.users -= 1
-            channel.left_at = self._clock.monotonic()
         channel.hear(head.revision)
         return head
 
@@ -274,16 +271,10 @@ class Feed:
 
     def dropped(self, dataset_number: int) -> None:
         """Hear that a dataset was deleted or its records re-keyed: forget what is kept of it."""
-        if channel := self._channels.get(dataset_number):
-            channel.drop()
+        self._channels.drop(dataset_number)
         self._wake_revision_waiters(dataset_number)
 
     # -- inside -------------------------------------------------------------------------------------------
-
-    def _maker(self, dataset: Dataset) -> FrameMaker:
-        info = self._store.info
-        origin = Origin(store_id=info.store_id, history_id=info.history_id, incarnation=dataset.incarnation)
-        return FrameMaker(self._encoder, origin, info.token_secret)
 
     def _judge_origin(self, start: Position, origin: Origin) -> ResetReason | None:
         return tokens.judge_origin(start, origin=origin, histories=self._store.info.histories)
@@ -317,20 +308,19 @@ class Feed:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _channel(self, dataset: Dataset, selection: Selection | None = None) -> Channel:
-        if selection is not None:
-            raise Unimplemented("NOT_OFFERED", "this server does not serve filtered copies")
-        channel = self._channels.get(dataset.number)
-        if channel is None:
-            channel = Channel(self._store, dataset.number, self._maker(dataset), self.settings, self._metrics)
-            self._channels[dataset.number] = channel
-        return channel
+    @contextlib.contextmanager
+    def _using(self, channel: Channel) -> Iterator[Channel]:
+        channel.users += 1
+        try:
+            yield channel
+        finally:
+            channel.users -= 1
+            channel.left_at = self._clock.monotonic()
 
     # -- what is heard, and the clock ---------------------------------------------------------------------
 
     def _on_appended(self, appended: Appended) -> None:
-        if channel := self._channels.get(appended.dataset_number):
-            channel.take(appended)
+        self._channels.take(appended)
         self._wake_revision_waiters(appended.dataset_number)
 
     async def _keep_time(self) -> None:
@@ -343,15 +333,13 @@ class Feed:
         """Find what no wake-up told, and let go of datasets that nobody follows any more."""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
-            for dataset_number in {*self._channels, *self._revision_waiters}:
+            for dataset_number in {*self._channels.dataset_numbers, *self._revision_waiters}:
                 try:
                     await self._look(dataset_number)
                 except SynclineError:
                     self._metrics.background_failures.labels("feed").inc()
-            self._metrics.lag_revisions.set(
-                max((channel.lag_revisions for channel in self._channels.values()), default=0)
-            )
-            self._let_go()
+            self._metrics.lag_revisions.set(self._channels.lag_revisions)
+            self._channels.let_go()
 
     async def _look(self, dataset_number: int) -> None:
         try:
@@ -359,15 +347,8 @@ class Feed:
         except NotFound:
             self.dropped(dataset_number)
             return
-        if channel := self._channels.get(dataset_number):
-            channel.hear(head.revision)
+        self._channels.hear(dataset_number, head.revision)
         self._wake_revision_waiters(dataset_number)
-
-    def _let_go(self) -> None:
-        left_before = self._clock.monotonic() - self.settings.linger_seconds
-        for dataset_number, channel in tuple(self._channels.items()):
-            if not channel.users and channel.left_at < left_before:
-                del self._channels[dataset_number]
 
 
 class _Alone(Host):

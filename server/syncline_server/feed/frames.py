@@ -48,29 +48,36 @@ class FrameMaker:
     def page(self, start: Position | None, page: Page) -> Frame:
         """Frame of a page that was judged good: its changes and, if it reached the head, a checkpoint."""
         end = tokens.advance(start, page, self.origin)
+        folded = tokens.folded(start, end, len(page.changes))
+        return self.step(start, end, page.head, page.changes, folded)
+
+    def step(self, start: Position | None, end: Position, head: Head, changes: Changes, folded: int) -> Frame:
+        """Frame of changes that lead from ``start`` to ``end``, with a checkpoint at ``head`` if it is complete."""
         from_revision = 0 if start is None else start.revision
         token = self.token(end)
         parts = []
         # Also without changes, when the revision moved or a commit was left open: every `from` meets a `to`,
         # and every open commit is closed.
-        if page.changes or end.revision != from_revision or not (start is None or start.complete):
+        if changes or end.revision != from_revision or not (start is None or start.complete):
             parts.append(
                 self._changes(
-                    page.changes,
-                    from_revision,
-                    end,
-                    token=b"" if end.complete else token,
-                    folded=tokens.folded(start, end, len(page.changes)),
+                    changes, from_revision, end, token=b"" if end.complete else token, folded=folded
                 )
             )
         if end.complete:
-            parts.append(self._encoder.checkpoint(page.head, token=token))
-        return Frame(start=start, end=end, head=page.head, body=b"".join(parts))
+            parts.append(self._encoder.checkpoint(head, token=token))
+        return Frame(start=start, end=end, head=head, body=b"".join(parts))
 
-    def group(self, start: Position, appended: Appended, changes: Changes) -> Frame:
-        """Frame of a group of commits that follows ``start``: its changes and a checkpoint."""
+    def group(
+        self, start: Position, appended: Appended, changes: Changes, *, folded: int | None = None
+    ) -> Frame:
+        """Frame of a group of commits that follows ``start``: its changes and a checkpoint.
+
+        ``folded`` None: the changes are all that the store has of the group.
+        """
         end = tokens.at_head(self.origin, appended.head)
-        folded = end.position - start.position - len(changes)
+        if folded is None:
+            folded = end.position - start.position - len(changes)
         body = self._changes(changes, start.revision, end, token=b"", folded=folded)
         body += self.checkpoint(appended.head)
         return Frame(start=start, end=end, head=appended.head, body=body)

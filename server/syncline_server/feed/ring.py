@@ -4,6 +4,8 @@ It is a cache. Dropping any of it costs reads of the store and nothing else: a s
 frame starts from reads there.
 """
 
+from collections import deque
+
 from syncline_server.feed.frames import Frame, FrameMaker
 from syncline_server.feed.tokens import Position, at_head
 from syncline_server.model import Appended, Changes, Head
@@ -12,7 +14,8 @@ from syncline_server.model import Appended, Changes, Head
 class FrameCache:
     """Frames by the position that they start from; the oldest leave first."""
 
-    def __init__(self, *, max_bytes: int, max_frames: int) -> None:
+    def __init__(self, *, max_bytes: int, max_frames: int, room: "FrameRoom | None" = None) -> None:
+        self._room = room
         self._frames: dict[Position | None, Frame] = {}
         self._max_bytes = max_bytes
         self._max_frames = max_frames
@@ -36,6 +39,8 @@ class FrameCache:
         self.size_bytes += len(frame.body)
         while self.size_bytes > self._max_bytes or len(self._frames) > self._max_frames:
             self.discard(next(iter(self._frames)))
+        if self._room is not None:
+            self._room.note(self, frame)
 
     def discard(self, start: Position | None) -> None:
         """Forget the frame that starts from this position, if there is one."""
@@ -49,12 +54,41 @@ class FrameCache:
         self.size_bytes = 0
 
 
+class FrameRoom:
+    """Bounds what many caches keep together, where each of them is small; the oldest frames leave first."""
+
+    def __init__(self, *, max_bytes: int, max_frames: int) -> None:
+        self._noted: deque[tuple[FrameCache, Frame]] = deque()
+        self._max_bytes = max_bytes
+        self._max_frames = max_frames
+        self.size_bytes = 0
+        """Of the frames noted, also those that have left their caches for other reasons."""
+
+    def note(self, cache: FrameCache, frame: Frame) -> None:
+        """Count a frame that was added to a cache."""
+        self._noted.append((cache, frame))
+        self.size_bytes += len(frame.body)
+        while self.size_bytes > self._max_bytes or len(self._noted) > self._max_frames:
+            cache, frame = self._noted.popleft()
+            self.size_bytes -= len(frame.body)
+            if cache.get(frame.start) is frame:
+                cache.discard(frame.start)
+
+
 class Ring:
     """Fed in the order of revisions. Where a group is missing or too large, a gap sends subscribers to the store."""
 
-    def __init__(self, maker: FrameMaker, *, max_bytes: int, max_frames: int, max_frame_bytes: int) -> None:
+    def __init__(
+        self,
+        maker: FrameMaker,
+        *,
+        max_bytes: int,
+        max_frames: int,
+        max_frame_bytes: int,
+        room: FrameRoom | None = None,
+    ) -> None:
         self._maker = maker
-        self._frames = FrameCache(max_bytes=max_bytes, max_frames=max_frames)
+        self._frames = FrameCache(max_bytes=max_bytes, max_frames=max_frames, room=room)
         self._max_frame_bytes = max_frame_bytes
         self.head: Head | None = None
         """Newest head taken in; a later group must follow it."""
@@ -67,8 +101,8 @@ class Ring:
         """Bytes of the frames."""
         return self._frames.size_bytes
 
-    def append(self, appended: Appended) -> None:
-        """Take a group of commits. One that is older than the tail is passed over."""
+    def append(self, appended: Appended, *, folded: int | None = None) -> None:
+        """Take a group of commits. One that is older than the tail is passed over; ``folded``: see FrameMaker."""
         tail = self.tail
         if tail is not None and appended.head.revision <= tail.revision:
             return
@@ -79,7 +113,7 @@ class Ring:
             and appended.from_revision == tail.revision
             and _size_bytes(changes) <= self._max_frame_bytes
         ):
-            self._frames.add(self._maker.group(tail, appended, changes))
+            self._frames.add(self._maker.group(tail, appended, changes, folded=folded))
         self._move(appended.head)
 
     def skip_to(self, head: Head) -> None:

@@ -24,6 +24,8 @@ class FeedSettings:
     """The same in number, because a frame costs about 1 KiB beside its bytes."""
     shared_bytes: int = 4 << 20
     """Pages kept per dataset that is followed, for others who need the same."""
+    filter_members: int = 1_000_000
+    """Records that all filtered copies together are accounted for; about 250 bytes each."""
     checkpoint_seconds: float = 10.0
     """A subscriber that is up to date gets a checkpoint this often, ± 10 %."""
     poll_seconds: float = 5.0

@@ -116,8 +116,8 @@ class Subscription:
             return () if frame is None else self._take((frame,), now)
         if self._wants_read:
             return ()
-        if self.channel.known_revision < self._min_revision:
-            self.channel.wait(self)
+        if self.channel.newest_revision < self._min_revision:
+            self.channel.wait(self, self._min_revision)
             return ()
         self._min_revision = 0
         return self._follow(now)

@@ -101,6 +101,21 @@ def advance(position: Position | None, page: Page, origin: Origin) -> Position:
     )
 
 
+def pass_over(position: Position | None, page: Page, origin: Origin) -> Position:
+    """Position after such a page for a copy of which it is not known what it holds there: never complete."""
+    if not page.complete:
+        return advance(position, page, origin)
+    return Position(
+        origin=origin,
+        revision=page.head.revision,
+        position=page.head.last_position,
+        complete=False,
+        base_revision=page.head.revision if position is None else position.base_revision,
+        seen_revision=page.head.revision,
+        seen_commit_id=page.head.commit_id,
+    )
+
+
 def folded(start: Position | None, end: Position, rows: int) -> int:
     """Changes between two positions that are not among the ``rows`` read, because newer ones replaced them.
 

@@ -12,6 +12,7 @@ from syncline.v1.sync_service_pb2_grpc import SyncServiceServicer
 from syncline_server.catalog.catalog import Catalog
 from syncline_server.errors import Unavailable
 from syncline_server.feed.feed import Feed
+from syncline_server.filters.selection import parse_selection
 from syncline_server.rpc.calls import allow_while, caller
 from syncline_server.rpc.convert import begin, check_may_read, check_revision, dataset_of, wait_seconds
 from syncline_server.rpc.heads import ListHeadsMethod
@@ -51,10 +52,12 @@ class SyncService(SyncServiceServicer):
             problems.add("page_size", "must not be negative")
         problems.raise_any()
         check_may_read(caller(), dataset_id)
+        selection = parse_selection(request.filter, request.read_mask.paths)
         opened = await self._catalog.dataset(dataset_id)
         events, token = await self._feed.sync(
             opened.dataset,
             request.token,
+            selection=selection,
             min_revision=request.min_revision,
             page_size=request.page_size,
             timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
@@ -72,10 +75,12 @@ class SyncService(SyncServiceServicer):
             problems.add("from_now", "cannot be false: leave it out to start from nothing")
         problems.raise_any()
         check_may_read(caller(), dataset_id)
+        selection = parse_selection(request.filter, request.read_mask.paths)
         allow_while(lambda principal: principal.may_read(dataset_id))
         opened = await self._catalog.dataset(dataset_id)
         frames = self._feed.subscribe(
             opened.dataset,
+            selection=selection,
             token=request.token,
             from_now=request.from_now,
             min_revision=request.min_revision,
