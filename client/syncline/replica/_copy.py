@@ -74,8 +74,13 @@ class CopyStore(Protocol[T]):
     Only ``settle`` changes what is visible. One caller at a time, apart from the reads.
     """
 
-    point: Point
-    is_read_only: bool
+    @property
+    def point(self) -> Point:
+        """What is visible."""
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether another process works on it, and here it can only be read."""
 
     @property
     def resume(self) -> bytes:
@@ -92,9 +97,6 @@ class CopyStore(Protocol[T]):
 
     async def add(self, batch: ChangeBatch[T], token: bytes) -> None:
         """Take in changes; ``token`` (empty: there is none) goes on after them."""
-
-    async def tally(self) -> Tally:
-        """Count and digest of the copy that is worked on, with everything in it."""
 
     async def settle(self, checkpoint: Checkpoint, *, want_changes: bool) -> Tally:
         """Make it visible with the checkpoint's token, if it agrees with that; its count and digest in any case."""

@@ -88,7 +88,7 @@ class MemoryCopy(Generic[T]):
             self._waiting.pop(record_id, None)
         self._waiting.update(changes)
 
-    async def tally(self) -> Tally:
+    def _tally(self) -> Tally:
         """Count and digest of the copy that is worked on."""
         if self._new is not None:
             return replace(self._new.tally)
@@ -100,7 +100,7 @@ class MemoryCopy(Generic[T]):
 
     async def settle(self, checkpoint: Checkpoint, *, want_changes: bool) -> Tally:
         """Make it visible if it agrees; all at once, because nothing is awaited in between."""
-        tally = await self.tally()
+        tally = self._tally()
         if not tally.agrees(checkpoint):
             return tally
         if self._new is not None:

@@ -65,6 +65,7 @@ class Replica(Generic[T]):
         self._origin = origin
         self._path = None if path is None else Path(path)
         self._listeners: Listeners[T] = Listeners(on_error)
+        self._was_opened = False
         self._store: CopyStore[T] | None = None
         self._follower: Follower[T] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -82,8 +83,9 @@ class Replica(Generic[T]):
     # -- life -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        if self._store is not None:
-            raise RuntimeError("the replica is open already; dataset.replica() makes another one")
+        if self._was_opened:
+            raise RuntimeError("a replica is opened once; dataset.replica() makes another one")
+        self._was_opened = True
         async with AsyncExitStack() as stack:
             self._store = await self._open_store(stack)
             self._stack = stack.pop_all()
@@ -96,9 +98,9 @@ class Replica(Generic[T]):
         from syncline.replica._file import FileCopy  # sqlite3 only where it is used
 
         origin = self._origin
-        return await stack.enter_async_context(
-            FileCopy.open(self._path, origin.dataset, origin.selection, origin.decode)
-        )
+        opened = FileCopy.open(self._path, origin.dataset, origin.selection, origin.decode)
+        copy: FileCopy[T] = await stack.enter_async_context(opened)
+        return copy
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
         task, self._task = self._task, None
@@ -106,6 +108,7 @@ class Replica(Generic[T]):
             task.cancel()
             await asyncio.wait((task,))
         self._listeners.end(None)
+        self._store = None
         await self._stack.aclose()
         self._notify()
         if exc_type is None and self._stopped is not None and not self._stop_was_told:
