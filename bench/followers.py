@@ -1,32 +1,34 @@
-"""Subscribers in a process of their own: ``python -m bench.followers SYSTEM ADDRESS COLLECTION STREAMS CLIENTS``.
+"""Subscribers in a process of their own: ``python -m bench.followers SYSTEM ADDRESS COLLECTION STREAMS CLIENTS …``.
 
-They share CLIENTS connections evenly. The process prints ``ready`` when all of them follow, then answers
-lines of its standard input with one line of JSON each:
+The streams share CLIENTS connections evenly, and may have several subscriptions each, with filters. The process
+prints ``ready`` when all of them follow, then answers lines of its standard input with one line of JSON each:
 
-* ``latencies N``: when every subscriber has got N more items, ns from ``sent_ns`` in the item to its delivery;
-* ``arrival N``: when every subscriber has got N more items, the CLOCK_MONOTONIC ns of the last one.
+* ``latencies N``: when N more items have come, of all subscribers together: ns from ``sent_ns`` in each item to its
+  delivery;
+* ``arrival N``: when N more items have come, the CLOCK_MONOTONIC ns of the last one.
 """
 
+import argparse
 import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
 from bench.loops import run
 from bench.processes import running_module
 from bench.records import decode_item
-from bench.systems import all_systems
+from bench.systems import followed_systems
 from bench.systems.base import Client
+from bench.systems.stubs import FeedClient
 
 
-class _Follower:
-    """One subscriber and what it got since it was last asked."""
+class _Tally:
+    """What all subscribers together got since they were last asked."""
 
     def __init__(self) -> None:
-        self.ready = asyncio.Event()
         self.enough = asyncio.Event()
         self._items: list[tuple[int, list[bytes]]] = []
         self._missing = 0
@@ -36,15 +38,11 @@ class _Follower:
         self._items.clear()
         self._missing = count
 
-    async def follow(self, updates: AsyncIterator[list[bytes]]) -> None:
-        async for items in updates:
-            if items:
-                self._items.append((time.monotonic_ns(), items))
-                self._missing -= len(items)
-                if self._missing <= 0:
-                    self.enough.set()
-            else:
-                self.ready.set()
+    def add(self, items: list[bytes]) -> None:
+        self._items.append((time.monotonic_ns(), items))
+        self._missing -= len(items)
+        if self._missing <= 0:
+            self.enough.set()
 
     def latencies(self) -> list[int]:
         return [arrived - decode_item(item)["sent_ns"] for arrived, items in self._items for item in items]
@@ -52,6 +50,14 @@ class _Follower:
     @property
     def last_arrival(self) -> int:
         return self._items[-1][0]
+
+
+async def _follow(updates: AsyncIterator[list[bytes]], tally: _Tally, ready: asyncio.Event) -> None:
+    async for items in updates:
+        if items:
+            tally.add(items)
+        else:
+            ready.set()
 
 
 async def _standard_input() -> asyncio.StreamReader:
@@ -62,32 +68,52 @@ async def _standard_input() -> asyncio.StreamReader:
     return reader
 
 
-async def main(system: str, address: str, collection: str, streams: int, clients: int) -> None:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.followers")
+    for name in ("system", "address", "collection"):
+        parser.add_argument(name)
+    for name in ("streams", "clients", "subscriptions"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--filter", help="of each subscription, with {} for its number")
+    return parser.parse_args()
+
+
+def _updates(arguments: argparse.Namespace, connected: list[Client]) -> Iterator[AsyncIterator[list[bytes]]]:
+    """What each stream brings."""
+    each = arguments.subscriptions
+    for number in range(arguments.streams):
+        client = connected[number % len(connected)]
+        if arguments.filter is None:
+            yield client.watch(arguments.collection, each)
+        else:
+            assert isinstance(client, FeedClient)
+            filters = [arguments.filter.format(number * each + offset) for offset in range(each)]
+            yield client.stubs.follow(arguments.collection, filters)
+
+
+async def main(arguments: argparse.Namespace) -> None:
     """Follow until the standard input ends."""
     async with contextlib.AsyncExitStack() as stack:
-        kind = all_systems()[system]
-        connected: list[Client] = [
-            await stack.enter_async_context(kind.connect(address)) for _ in range(clients)
+        kind = followed_systems()[arguments.system]
+        connected = [
+            await stack.enter_async_context(kind.connect(arguments.address)) for _ in range(arguments.clients)
         ]
-        followers = [_Follower() for _ in range(streams)]
+        tally = _Tally()
+        followed = [asyncio.Event() for _ in range(arguments.streams)]
         tasks = [
-            asyncio.create_task(follower.follow(connected[number % clients].watch(collection)))
-            for number, follower in enumerate(followers)
+            asyncio.create_task(_follow(updates, tally, ready))
+            for updates, ready in zip(_updates(arguments, connected), followed, strict=True)
         ]
         try:
-            await _all(tasks, [follower.ready for follower in followers])
+            for ready in followed:
+                await _unless_ended(tasks, ready)
             print("ready", flush=True)
             async for line in await _standard_input():
                 what, count = line.decode().split()
-                for follower in followers:
-                    follower.expect(int(count))
+                tally.expect(int(count))
                 print("expecting", flush=True)
-                await _all(tasks, [follower.enough for follower in followers])
-                answer = (
-                    [ns for follower in followers for ns in follower.latencies()]
-                    if what == "latencies"
-                    else max(follower.last_arrival for follower in followers)
-                )
+                await _unless_ended(tasks, tally.enough)
+                answer = tally.latencies() if what == "latencies" else tally.last_arrival
                 print(msgspec.json.encode(answer).decode(), flush=True)
         finally:
             for task in tasks:
@@ -95,15 +121,17 @@ async def main(system: str, address: str, collection: str, streams: int, clients
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _all(tasks: list[asyncio.Task[None]], events: list[asyncio.Event]) -> None:
-    """Wait for all events, or raise what ended one of the tasks: none ends by itself."""
-    for event in events:
-        waiting = asyncio.create_task(event.wait())
-        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-                raise RuntimeError("a subscription ended")
+async def _unless_ended(tasks: list[asyncio.Task[None]], event: asyncio.Event) -> None:
+    """Wait for the event, or raise what ended one of the tasks: none ends by itself."""
+    if event.is_set():
+        return
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            waiting.cancel()
+            task.result()
+            raise RuntimeError("a subscription ended")
 
 
 class Followers:
@@ -147,10 +175,22 @@ class Followers:
 
 @contextlib.asynccontextmanager
 async def running_followers(
-    system: str, address: str, collection: str, *, streams: int, clients: int
+    system: str,
+    address: str,
+    collection: str,
+    *,
+    streams: int,
+    clients: int,
+    subscriptions: int = 1,
+    filter: str | None = None,
 ) -> AsyncIterator[Followers]:
-    """Subscribers that all follow already."""
-    arguments = (system, address, collection, str(streams), str(clients))
+    """Subscribers that all follow already, ``subscriptions`` on each stream.
+
+    ``filter`` is that of each subscription, with ``{}`` where its number is to stand.
+    """
+    arguments = [system, address, collection, str(streams), str(clients), str(subscriptions)]
+    if filter is not None:
+        arguments += ["--filter", filter]
     async with running_module("bench.followers", *arguments) as process:
         followers = Followers(process)
         await followers.wait_ready()
@@ -158,4 +198,4 @@ async def running_followers(
 
 
 if __name__ == "__main__":
-    run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+    run(main(_arguments()))

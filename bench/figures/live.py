@@ -1,30 +1,70 @@
-"""live_p50, live_p99 and fanout_bulk."""
+"""live_p50, live_p99, live_1000 and fanout_bulk."""
 
 import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bench.followers import Followers, running_followers
-from bench.measure import Figure, Outcome, Room, interleaved, medians, percentile, quiet_collector
+from bench.measure import (
+    Figure,
+    Outcome,
+    Requirement,
+    Room,
+    at_most,
+    interleaved,
+    medians,
+    percentile,
+    quiet_collector,
+)
 from bench.records import make_item
 from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Client, System
+from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline
 
-SUBSCRIBERS = 20
-PAUSE_SECONDS = 0.01
-"""Between two single writes, so that each is delivered before the next."""
+CONNECTIONS = 20
+MANY_EACH = 50
+"""Subscriptions on each connection for live_1000."""
+FANOUT_EVENTS_PER_SECOND = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How a latency is measured."""
+
+    each: int
+    """Subscriptions on each of the connections."""
+    writes: int
+    """In a round."""
+    rounds: int
+    pause_seconds: float
+    """Between two writes, so that each is delivered before the next."""
+
+    @property
+    def subscribers(self) -> int:
+        return CONNECTIONS * self.each
 
 
 async def _writer_and_followers(
-    stack: contextlib.AsyncExitStack, system: System, room: Room, collection: str
+    stack: contextlib.AsyncExitStack, system: System, room: Room, collection: str, each: int = 1
 ) -> tuple[Client, Followers]:
-    room.say(f"starting {system.name} with {SUBSCRIBERS} subscribers")
-    running = await stack.enter_async_context(system.serve(room.directory))
+    room.say(f"starting {system.name} with {CONNECTIONS * each:,} subscribers")
+    directory = room.directory / system.name
+    directory.mkdir()
+    running = await stack.enter_async_context(system.serve(directory))
     client = await stack.enter_async_context(system.connect(running.address))
     await client.create(collection)
     followers = await stack.enter_async_context(
-        running_followers(system.name, running.address, collection, streams=SUBSCRIBERS, clients=SUBSCRIBERS)
+        running_followers(
+            system.name,
+            running.address,
+            collection,
+            streams=CONNECTIONS,
+            clients=CONNECTIONS,
+            subscriptions=each,
+        )
     )
     return client, followers
 
@@ -32,74 +72,117 @@ async def _writer_and_followers(
 class _LatencyRound:
     """Writes one record after the other; returns the p50 and keeps the p99, in ms."""
 
-    def __init__(self, client: Client, followers: Followers, writes: int) -> None:
+    def __init__(self, client: Client, followers: Followers, plan: _Plan) -> None:
         self._client = client
         self._followers = followers
-        self._writes = writes
+        self._plan = plan
         self._next = 0
         self.p99: list[float] = []
 
     async def __call__(self, _number: int) -> float:
-        await self._followers.ask("latencies", self._writes)
-        for _ in range(self._writes):
+        plan = self._plan
+        await self._followers.ask("latencies", plan.writes * plan.subscribers)
+        for _ in range(plan.writes):
             self._next += 1
             item = make_item(self._next)
             item["sent_ns"] = time.monotonic_ns()
             await self._client.push_one("live", item)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(plan.pause_seconds)
         latencies = await self._followers.latencies_ns()
         self.p99.append(percentile(latencies, 0.99) / 1e6)
         return percentile(latencies, 0.5) / 1e6
 
 
-async def measure_latency(room: Room) -> Outcome:
-    """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
+_Samples = Mapping[str, Sequence[float]]
+
+
+async def _latencies(room: Room, systems: Sequence[System], plan: _Plan) -> tuple[_Samples, _Samples]:
+    """The p50 and the p99 of each round, by system."""
     async with contextlib.AsyncExitStack() as stack:
         rounds = {}
-        for system in (Syncline(), *room.peers.values()):
-            client, followers = await _writer_and_followers(stack, system, room, "live")
-            rounds[system.name] = _LatencyRound(client, followers, room.pick(150, 80))
+        for system in systems:
+            client, followers = await _writer_and_followers(stack, system, room, "live", plan.each)
+            rounds[system.name] = _LatencyRound(client, followers, plan)
             await rounds[system.name](0)  # connections and caches are warm afterwards
             rounds[system.name].p99.clear()
-        p50 = await interleaved(room.pick(5, 3), rounds)
-    p99 = {name: latency.p99 for name, latency in rounds.items()}
-    figures = [
-        Figure(
-            name=f"live_p{part}",
-            what=f"{part}th percentile, a write to each of {SUBSCRIBERS} subscribers",
-            unit="ms",
-            better="lower",
-            values=medians(samples),
-            samples=samples,
-        )
-        for part, samples in ((50, p50), (99, p99))
-    ]
-    return Outcome(figures=figures)
+        p50 = await interleaved(plan.rounds, rounds)
+    return p50, {name: latency.p99 for name, latency in rounds.items()}
+
+
+def _figure(name: str, what: str, samples: _Samples) -> Figure:
+    """A latency in ms. What went through UpdateFeed is Syncline's value."""
+    samples = {"syncline" if key == SynclineFeed.name else key: values for key, values in samples.items()}
+    return Figure(
+        name=name, what=what, unit="ms", better="lower", values=medians(samples), samples=samples
+    )
+
+
+def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
+    """Not above etcd's; nothing where etcd is missing."""
+    values = figure.values
+    if "etcd" not in values:
+        return ()
+    return (at_most(f"{name}: at most 1 times etcd", values["syncline"] / values["etcd"], 1.0),)
+
+
+async def measure_latency(room: Room) -> Outcome:
+    """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
+    plan = _Plan(each=1, writes=room.pick(120, 80), rounds=room.pick(5, 3), pause_seconds=0.01)
+    systems = (SynclineFeed(), Syncline(), *room.peers.values())
+    figures: list[Figure] = []
+    for part, samples in zip((50, 99), await _latencies(room, systems, plan), strict=True):
+        what = f"{part}th percentile, a write to each of {plan.subscribers} subscribers"
+        through_sdk = {"syncline": samples[Syncline.name]}
+        through_feed = {name: values for name, values in samples.items() if name != Syncline.name}
+        figures += [
+            _figure(f"live_p{part}", f"{what}, UpdateFeed", through_feed),
+            _figure(f"live_sdk_p{part}", f"{what}, Dataset.changes of the SDK", through_sdk),
+        ]
+    figures.sort(key=lambda figure: "sdk" in figure.name)
+    needed = [line for figure in figures[:2] for line in _of_etcd(figure.name, figure)]
+    return Outcome(figures=figures, requirements=needed)
+
+
+async def measure_many(room: Room) -> Outcome:
+    """The same for 1,000 subscribers, 50 on each stream."""
+    plan = _Plan(each=MANY_EACH, writes=room.pick(20, 10), rounds=3, pause_seconds=0.1)
+    systems = (SynclineFeed(), *(peer for name, peer in room.peers.items() if name == "etcd"))
+    _, p99 = await _latencies(room, systems, plan)
+    what = f"99th percentile, a write to each of {plan.subscribers:,} subscribers on {CONNECTIONS} connections"
+    figure = _figure("live_1000", what, p99)
+    return Outcome(figures=[figure], requirements=_of_etcd(figure.name, figure))
 
 
 async def measure_fanout(room: Room) -> Outcome:
     """New records as in push_bulk, while 20 subscribers follow; every one of them gets every record."""
     count = room.pick(100_000, 30_000)
     async with contextlib.AsyncExitStack() as stack:
-        client, followers = await _writer_and_followers(stack, Syncline(), room, "fanout")
+        client, followers = await _writer_and_followers(stack, SynclineFeed(), room, "fanout")
 
         async def fill(number: int) -> float:
             items = [make_item(number * count + offset) for offset in range(count)]
             random.Random(count).shuffle(items)
             with quiet_collector():
-                await followers.ask("arrival", count)
+                await followers.ask("arrival", CONNECTIONS * count)
                 start_ns = time.monotonic_ns()
                 await client.push_bulk("fanout", items)
                 end_ns = await followers.arrival_ns()
-            return SUBSCRIBERS * count / ((end_ns - start_ns) / 1e9)
+            return CONNECTIONS * count / ((end_ns - start_ns) / 1e9)
 
         samples = await interleaved(room.pick(3, 2), {"syncline": fill})
     figure = Figure(
         name="fanout_bulk",
-        what=f"{count:,} new records to {SUBSCRIBERS} subscribers, {CALL_RECORDS:,} a call, {IN_FLIGHT} in flight",
+        what=f"{count:,} new records to {CONNECTIONS} subscribers, {CALL_RECORDS:,} a call, {IN_FLIGHT} in flight",
         unit="events/s",
         better="higher",
         values=medians(samples),
         samples=samples,
     )
-    return Outcome(figures=[figure])
+    measured = figure.values["syncline"]
+    needed = Requirement(
+        what="fanout_bulk: at least 1,000,000 events/s",
+        limit=FANOUT_EVENTS_PER_SECOND,
+        measured=measured,
+        reached=measured >= FANOUT_EVENTS_PER_SECOND,
+    )
+    return Outcome(figures=[figure], requirements=[needed])

@@ -10,3 +10,11 @@ def all_systems() -> dict[str, System]:
     from bench.systems.syncline import Syncline
 
     return {system.name: system for system in (Syncline(), Etcd(), Nats())}
+
+
+def followed_systems() -> dict[str, System]:
+    """All ways of subscribing, by name."""
+    from bench.systems.echo import BareStreams
+    from bench.systems.stubs import SynclineFeed
+
+    return all_systems() | {system.name: system for system in (SynclineFeed(), BareStreams())}

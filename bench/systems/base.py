@@ -48,11 +48,18 @@ class Client(ABC):
         """Read everything into a dict: key → JSON text."""
 
     @abstractmethod
-    def watch(self, collection: str) -> AsyncIterator[list[bytes]]:
+    def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
         """Follow the collection, as lists of the JSON texts that came together.
 
-        The first list is empty: everything later will be seen.
+        An empty list is among the first: everything later will be seen. Several subscriptions share a stream where
+        the system has that, and the lists are those of all of them together.
         """
+
+
+def one_a_stream(subscriptions: int) -> None:
+    """For systems whose streams have one subscription each. Raises ValueError for more."""
+    if subscriptions != 1:
+        raise ValueError(f"{subscriptions} subscriptions on a stream that has one")
 
 
 class System(ABC):

@@ -1,4 +1,4 @@
-"""A bare grpc.aio server that answers every message with itself: what a unary call costs by itself.
+"""A bare grpc.aio server: what a message and an idle stream cost by themselves, whatever is done with them.
 
 ``python -m bench.systems.echo PORT`` runs it, under the same event loop as Syncline's server.
 """
@@ -7,24 +7,51 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import grpc.aio
 
 from bench.loops import run
 from bench.processes import free_port, running_server
+from bench.records import Item
+from bench.systems.base import Client, Running, System, one_a_stream
 
-_METHOD = "/bench.Echo/Echo"
+_UNARY: Final = "/bench.Echo/Unary"
+_STREAM: Final = "/bench.Echo/Stream"
+_IDLE: Final = "/bench.Echo/Idle"
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class _Handler(grpc.GenericRpcHandler):
+    def __init__(self) -> None:
+        self._methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            _UNARY: grpc.unary_unary_rpc_method_handler(_unary),
+            _STREAM: grpc.stream_stream_rpc_method_handler(_stream),
+            _IDLE: grpc.unary_stream_rpc_method_handler(_idle),
+        }
+
     def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
-        return grpc.unary_unary_rpc_method_handler(_echo) if details.method == _METHOD else None
+        return self._methods.get(details.method)
 
 
-async def _echo(request: bytes, _context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+async def _unary(request: bytes, _context: _Context) -> bytes:
     return request
+
+
+async def _stream(requests: AsyncIterator[bytes], _context: _Context) -> AsyncIterator[bytes]:
+    """Every message back, one by one."""
+    async for request in requests:
+        yield request
+
+
+async def _idle(request: bytes, _context: _Context) -> AsyncIterator[bytes]:
+    """One message, then nothing."""
+    yield request
+    await asyncio.get_running_loop().create_future()
 
 
 async def serve(port: int) -> None:
@@ -39,18 +66,81 @@ async def serve(port: int) -> None:
     await server.stop(None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo:
+    """Its methods, on one channel; messages are bytes."""
+
+    unary: "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+    stream: "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
+
+
 @contextlib.asynccontextmanager
-async def running_echo(directory: Path) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+async def running_echo(directory: Path) -> AsyncIterator[Echo]:
     """Run a server in a process of its own; the value calls it."""
-    port = free_port()
-    command = [sys.executable, "-m", "bench.systems.echo", str(port)]
     async with (
-        running_server(command, port=port, log=directory / "echo.log"),
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        BareStreams().serve(directory) as running,
+        grpc.aio.insecure_channel(running.address) as channel,
     ):
         await channel.channel_ready()
-        echo: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
-        yield echo
+        yield Echo(unary=channel.unary_unary(_UNARY), stream=channel.stream_stream(_STREAM))
+
+
+class BareClient(Client):
+    """Opens streams on which nothing happens. There is nothing to write to."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._idle: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_IDLE)
+
+    async def create(self, collection: str) -> None:
+        """Nothing needs making."""
+
+    async def push_bulk(self, collection: str, items: list[Item]) -> None:
+        """Not of this server."""
+        raise TypeError("a bare stream has no collections")
+
+    async def push_one(self, collection: str, item: Item) -> None:
+        """Not of this server."""
+        raise TypeError("a bare stream has no collections")
+
+    async def copy(self, collection: str) -> dict[str, bytes]:
+        """Not of this server."""
+        raise TypeError("a bare stream has no collections")
+
+    async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
+        """A stream of its own."""
+        one_a_stream(subscriptions)
+        call: Any = self._idle(collection.encode())
+        try:
+            async for _ in call:
+                yield []
+        finally:
+            call.cancel()
+
+
+class BareStreams(System):
+    """The same server as a system that can be subscribed to."""
+
+    name = "grpc_idle"
+    durability = "-"
+
+    def version(self) -> str:
+        """Of grpcio."""
+        return str(grpc.__version__)
+
+    @contextlib.asynccontextmanager
+    async def serve(self, directory: Path) -> AsyncIterator[Running]:
+        """Run one."""
+        port = free_port()
+        command = [sys.executable, "-m", "bench.systems.echo", str(port)]
+        async with running_server(command, port=port, log=directory / "echo.log") as process:
+            yield Running(address=f"127.0.0.1:{port}", pid=process.pid)
+
+    @contextlib.asynccontextmanager
+    async def connect(self, address: str) -> AsyncIterator[Client]:
+        """A connection of its own."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            yield BareClient(channel)
 
 
 if __name__ == "__main__":

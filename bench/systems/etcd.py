@@ -71,15 +71,22 @@ class EtcdClient(Client):
         page = await self._range(pb.RangeRequest(key=prefix, range_end=_range_end(prefix)))
         return {entry.key[skip:].decode(): entry.value for entry in page.kvs}
 
-    async def watch(self, collection: str) -> AsyncIterator[list[bytes]]:
-        """A watch of the prefix on a stream of its own."""
+    async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
+        """So many watches of the prefix on a stream of their own."""
         prefix = f"{collection}/".encode()
         call = self._watch()
+        beginning = subscriptions
         try:
             create = pb.WatchCreateRequest(key=prefix, range_end=_range_end(prefix))
-            await call.write(pb.WatchRequest(create_request=create))
+            for _ in range(subscriptions):
+                await call.write(pb.WatchRequest(create_request=create))
             async for response in call:
-                yield [] if response.created else [event.kv.value for event in response.events]
+                if response.created:
+                    beginning -= 1
+                    if not beginning:
+                        yield []
+                else:
+                    yield [event.kv.value for event in response.events]
         finally:
             call.cancel()
 

@@ -15,7 +15,7 @@ from nats.js.api import KeyValueConfig, StorageType
 
 from bench.processes import free_port, running_server
 from bench.records import Item, encode_item
-from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Client, Running, System, Unavailable
+from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Client, Running, System, Unavailable, one_a_stream
 
 
 def _server() -> str:
@@ -66,8 +66,9 @@ class NatsClient(Client):
             await watcher.stop()
         raise RuntimeError("the watch ended before the copy was complete")
 
-    async def watch(self, collection: str) -> AsyncIterator[list[bytes]]:
+    async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
         """Watch all keys; what was there before counts for nothing."""
+        one_a_stream(subscriptions)
         watcher = await (await self._bucket(collection)).watchall()
         started = False
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import syncline
 from bench.processes import free_port, running_server
 from bench.records import SCHEMA, Item, batches
-from bench.systems.base import CALL_RECORDS, Client, Running, System, run_limited
+from bench.systems.base import CALL_RECORDS, Client, Running, System, one_a_stream, run_limited
 from syncline.v1.sync_service_pb2 import SyncRequest
 
 _STREAMS_PER_KEY = 5_000
@@ -59,8 +59,9 @@ class SynclineClient(Client):
                     return copy
         raise RuntimeError("the feed ended before the copy was complete")
 
-    async def watch(self, collection: str) -> AsyncIterator[list[bytes]]:
+    async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
         """The feed of a dataset that is empty: its first checkpoint tells that it follows."""
+        one_a_stream(subscriptions)
         async with self._client.dataset(collection).changes() as feed:
             async for part in feed.batches():
                 if isinstance(part, syncline.ChangeBatch):
