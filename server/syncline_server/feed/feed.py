@@ -233,6 +233,10 @@ class Feed:
         info = self._store.info
         return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
 
+    def follows(self, dataset_number: int) -> bool:
+        """Whether every commit to the dataset is heard, so that its head is known."""
+        return dataset_number in self._channels.dataset_numbers
+
     async def learn_head(self, dataset: Dataset, selection: Selection | None = None) -> Head:
         """Read the head of a dataset, so that what waits for a revision knows. Raises NotFound(DATASET_NOT_FOUND)."""
         with self._using(self._channels.open(dataset, selection)) as channel:

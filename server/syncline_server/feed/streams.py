@@ -284,8 +284,8 @@ class FeedStream:
         start = self._feed.decode(wanted.token)
         dataset = (await self._catalog.dataset(wanted.dataset_id)).dataset
         head = None
-        if wanted.from_now or wanted.min_revision > dataset.head.revision:
-            head = await self._feed.learn_head(dataset)
+        if wanted.from_now or wanted.min_revision or not self._feed.follows(dataset.number):
+            head = await self._feed.learn_head(dataset, wanted.selection)
         leg = _Leg(self, delivery, wanted.dataset_id, self._encoder.address(wanted.subscription_id, ""))
         self._open(leg, dataset, start, from_now=head if wanted.from_now else None)
 

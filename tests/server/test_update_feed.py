@@ -1,0 +1,481 @@
+"""UpdateFeed over the wire, against a server in this process."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from support.feed_client import FeedClient, delete, push
+from support.hosted import hosted
+from support.wire import Refused, Wire, house
+from syncline.v1 import catalog_service_pb2 as catalog
+from syncline.v1 import key_pb2
+from syncline.v1 import sync_service_pb2 as pb
+from syncline.v1.update_feed_pb2 import AddSubscription, DeliveryMode, FeedAction, RemoveSubscription
+
+MAX_RATE, ON_CHECKPOINT = DeliveryMode.DELIVERY_MODE_MAX_RATE, DeliveryMode.DELIVERY_MODE_ON_CHECKPOINT
+
+
+@pytest.fixture
+async def home(tmp_path):
+    async with hosted(house(tmp_path, checkpoint_seconds=0.4, key_check_seconds=0.1)) as running:
+        yield running
+
+
+@pytest.fixture
+async def wire(home):
+    for dataset in ("books", "birds"):
+        await home.wire.make_dataset(dataset)
+    return home.wire
+
+
+@pytest.fixture
+def feeds(wire):
+    return lambda copies=None: FeedClient(wire, copies)
+
+
+async def ended(feed):
+    """The refusal that ends the stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await feed.until(lambda: False)
+    return Refused(raised.value)
+
+
+# -- many on one stream ------------------------------------------------------------------------------------
+
+
+async def test_g07_g08_many_datasets_on_one_stream(wire, feeds):
+    """Each subscription is contiguous and exact by itself; the first part of each is its Accepted."""
+    await push(wire, "books", *range(1_500))
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.add(2, "birds")
+        await feed.until_exact(1, (1, ""))
+        await feed.until(lambda: feed.copies[2, ""].exact)
+        assert feed.accepted[1, ""].head_revision == 1
+        await push(wire, "birds", 1, 2)
+        last = await push(wire, "books", 7, version=1)
+        last = await delete(wire, "books", 8)
+        await feed.until_exact(last, (1, ""))
+        await feed.until_exact(1, (2, ""))
+        assert len(feed.copies[1, ""].records) == 1_499
+        assert len(feed.copies[2, ""].records) == 2
+        assert not feed.errors
+
+
+async def test_a_stream_without_subscriptions_stays_open(wire, feeds):
+    async with feeds() as feed:
+        await feed.remove(7)
+        await feed.ack(7, 5)
+        await feed.grant(7, 100)
+        assert await feed.quiet(0.3)
+        await feed.add(1, "books")
+        await feed.until(lambda: feed.copies[1, ""].exact)
+
+
+async def test_g11_a_token_goes_on_where_it_was(wire, feeds):
+    await push(wire, "books", *range(10))
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+    await delete(wire, "books", 3)
+    async with feeds(feed.copies) as again:
+        await again.add(1, "books", token=feed.copies[1, ""].token)
+        await again.until_exact(2, (1, ""))
+        assert again.copies[1, ""].batches == 2
+        assert not again.copies[1, ""].resets
+
+
+async def test_from_now_begins_with_a_checkpoint(wire, feeds):
+    await push(wire, "books", *range(10))
+    async with feeds() as feed:
+        copy = feed.copies[1, ""]
+        copy.whole, copy.revision = False, 1
+        await feed.add(1, "books", from_now=True)
+        await feed.until(lambda: copy.exact)
+        assert (copy.batches, copy.checkpoints) == (0, [1])
+        await push(wire, "books", 11)
+        await feed.until_exact(2, (1, ""))
+        assert list(copy.records) == ["k11"]
+
+
+async def test_g14_nothing_comes_before_min_revision(wire, feeds):
+    await push(wire, "books", 1)
+    async with feeds() as feed:
+        await feed.add(1, "books", min_revision=2)
+        await feed.until(lambda: (1, "") in feed.accepted)
+        assert await feed.quiet(0.6), "not even a bookmark"
+        await push(wire, "books", 2)
+        await feed.until(lambda: feed.copies[1, ""].exact)
+        assert feed.copies[1, ""].checkpoints[0] == 2
+
+
+async def test_the_same_id_replaces_what_it_named(wire, feeds):
+    await push(wire, "books", 1, 2)
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+        old = feed.copies.pop((1, ""))
+        feed.accepted.clear()
+        await feed.add(1, "birds")
+        await feed.until(lambda: (1, "") in feed.accepted)
+        await push(wire, "books", 3)
+        await push(wire, "birds", 4)
+        await feed.until_exact(1, (1, ""))
+        assert list(feed.copies[1, ""].records) == ["k4"]
+        assert len(old.records) == 2
+
+
+async def test_nothing_comes_after_a_remove_was_done(wire, feeds):
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.add(2, "birds")
+        await feed.until(lambda: feed.copies[1, ""].exact and feed.copies[2, ""].exact)
+        await feed.act(
+            FeedAction(remove=RemoveSubscription(subscription_id=1)),
+            FeedAction(add=AddSubscription(subscription_id=3, dataset="datasets/birds")),
+        )
+        await feed.until(lambda: (3, "") in feed.accepted)
+        feed.parts.clear()
+        await push(wire, "books", 1)
+        await push(wire, "birds", 1)
+        await feed.until_exact(1, (2, ""), (3, ""))
+        assert (1, "") not in feed.parts
+
+
+# -- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"dataset": "nowhere"}, "DATASET_NOT_FOUND"),
+        ({"dataset": "Books"}, "INVALID_REQUEST"),
+        ({"dataset": "Bo*"}, "INVALID_REQUEST"),
+        ({"dataset": "b*", "token": b"x"}, "INVALID_REQUEST"),
+        ({"dataset": "b*", "min_revision": 3}, "INVALID_REQUEST"),
+        ({"dataset": "b*", "tokens": {"datasets/other": b"x"}}, "INVALID_REQUEST"),
+        ({"dataset": "books", "tokens": {"datasets/books": b"x"}}, "INVALID_REQUEST"),
+        ({"dataset": "books", "token": b"garbage"}, "TOKEN_INVALID"),
+        ({"dataset": "books", "token": b"x", "from_now": True}, "INVALID_REQUEST"),
+        ({"dataset": "books", "filter": "a ="}, "FILTER_INVALID"),
+        ({"dataset": "books", "delivery_mode": MAX_RATE}, "INVALID_REQUEST"),
+        ({"dataset": "books", "delivery_mode": 17}, "INVALID_REQUEST"),
+        ({"dataset": "books", "min_interval": {"seconds": 1}}, "INVALID_REQUEST"),
+        ({"dataset": "books", "replica_id": "a b"}, "INVALID_REQUEST"),
+        ({"dataset": "books", "credit_bytes": -1}, "INVALID_REQUEST"),
+        ({"dataset": "books", "min_revision": -1}, "INVALID_REQUEST"),
+    ],
+    ids=str,
+)
+async def test_an_error_of_one_subscription_leaves_the_others_alone(wire, feeds, fields, reason):
+    async with feeds() as feed:
+        await feed.add(1, "birds")
+        await feed.add(2, **fields)
+        await feed.until(lambda: (2, "") in feed.errors and feed.copies[1, ""].exact)
+        assert feed.errors == {(2, ""): reason}
+        await push(wire, "birds", 1)
+        await feed.until_exact(1, (1, ""))
+        await feed.add(2, "books")
+        await feed.until(lambda: (2, "") in feed.accepted)
+
+
+async def test_a_dataset_that_is_deleted_ends_its_subscription_alone(wire, feeds):
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.add(2, "birds")
+        await feed.until(lambda: feed.copies[1, ""].exact and feed.copies[2, ""].exact)
+        await wire.call(wire.catalog.DeleteDataset, catalog.DeleteDatasetRequest(name="datasets/books"))
+        await feed.until(lambda: (1, "") in feed.errors)
+        assert feed.errors[1, ""] == "DATASET_NOT_FOUND"
+        await push(wire, "birds", 1)
+        await feed.until_exact(1, (2, ""))
+
+
+async def test_an_ack_of_what_was_not_sent_ends_the_subscription(wire, feeds):
+    await push(wire, "books", 1)
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+        await feed.ack(1, 1)
+        await push(wire, "books", 2)
+        await feed.until_exact(2, (1, ""))
+        await feed.ack(1, 3)
+        await feed.until(lambda: (1, "") in feed.errors)
+        assert feed.errors[1, ""] == "INVALID_REQUEST"
+
+
+async def test_credit_must_be_above_zero(wire, feeds):
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.grant(1, 0)
+        await feed.until(lambda: (1, "") in feed.errors)
+        assert feed.errors[1, ""] == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize(
+    "action", [FeedAction(), FeedAction(add=AddSubscription(dataset="datasets/books"))], ids=["none", "id 0"]
+)
+async def test_actions_that_name_no_subscription_end_the_stream(wire, feeds, action):
+    async with feeds() as feed:
+        await feed.act(action)
+        refused = await ended(feed)
+    assert (refused.code, refused.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+
+async def test_a_message_of_too_many_actions_ends_the_stream(wire, feeds):
+    async with feeds() as feed:
+        await feed.act(*[FeedAction(remove=RemoveSubscription(subscription_id=1))] * 10_001)
+        assert (await ended(feed)).reason == "INVALID_REQUEST"
+
+
+async def test_too_many_subscriptions_end_the_stream(tmp_path):
+    async with house(tmp_path, subscriptions_per_stream=2) as home:
+        await home.wire.make_dataset("books")
+        async with FeedClient(home.wire) as feed:
+            for number in (1, 2, 2, 1):
+                await feed.add(number, "books")
+            await feed.until(lambda: feed.copies[1, ""].exact and feed.copies[2, ""].exact)
+            await feed.add(3, "books")
+            refused = await ended(feed)
+    assert (refused.code, refused.reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SUBSCRIPTIONS")
+
+
+# -- credit ------------------------------------------------------------------------------------------------
+
+
+async def test_g17_nothing_is_sent_without_credit(wire, feeds):
+    """A part may go beyond what is left; then nothing comes until more is granted, and others go on."""
+    await push(wire, "books", *range(2_000), size=200)
+    async with feeds() as feed:
+        await feed.add(1, "books", credit_bytes=100_000)
+        await feed.add(2, "birds")
+        await feed.until(lambda: feed.bytes[1] >= 100_000)
+        before = feed.bytes[1]
+        assert before < 100_000 + (512 << 10)
+        await push(wire, "birds", 1)
+        await feed.until_exact(1, (2, ""))
+        await feed.until(lambda: len(feed.copies[2, ""].checkpoints) > 3)
+        assert feed.bytes[1] == before
+        await feed.grant(1, before - 100_000)
+        await push(wire, "birds", 2)
+        await feed.until_exact(2, (2, ""))
+        assert feed.bytes[1] == before, "credit of 0 is none"
+        await feed.grant(1, 10_000_000)
+        await feed.until_exact(1, (1, ""))
+
+
+async def test_g09_who_had_no_credit_is_conflated(wire, feeds):
+    await push(wire, "books", *range(10))
+    async with feeds() as feed:
+        await feed.add(1, "books", credit_bytes=1)
+        await feed.until(lambda: (1, "") in feed.accepted)
+        for version in range(1, 20):
+            await push(wire, "books", 1, version=version)
+        assert not feed.copies[1, ""].records
+        await feed.grant(1, 1 << 20)
+        await feed.until_exact(20, (1, ""))
+        assert feed.copies[1, ""].batches == 1
+
+
+# -- delivery modes ----------------------------------------------------------------------------------------
+
+
+async def test_max_rate_folds_what_comes_in_an_interval(wire, feeds):
+    await push(wire, "books", 0)
+    async with feeds() as feed:
+        copy = feed.copies[1, ""]
+        await feed.add(1, "books", delivery_mode=MAX_RATE, min_interval={"nanos": 500_000_000})
+        await feed.until(lambda: copy.exact)
+        for version in range(1, 10):
+            await push(wire, "books", 0, version=version)
+        await feed.until_exact(10, (1, ""))
+        assert copy.batches == 2
+        assert copy.folded == 8
+        assert set(copy.checkpoints) == {1, 10}
+
+
+async def test_max_rate_sends_bookmarks_meanwhile(wire, feeds):
+    """G10: held back is not silent."""
+    async with feeds() as feed:
+        copy = feed.copies[1, ""]
+        await feed.add(1, "books", delivery_mode=MAX_RATE, min_interval={"seconds": 3600})
+        await feed.until(lambda: copy.exact)
+        await push(wire, "books", 1)
+        await feed.until(lambda: len(copy.checkpoints) == 4)
+        assert copy.checkpoints == [0, 0, 0, 0]
+
+
+async def test_on_checkpoint_waits_for_the_acknowledgement(wire, feeds):
+    await push(wire, "books", 0)
+    async with feeds() as feed:
+        copy = feed.copies[1, ""]
+        await feed.add(1, "books", delivery_mode=ON_CHECKPOINT)
+        await feed.until_exact(1, (1, ""))
+        for version in range(1, 6):
+            await push(wire, "books", 0, version=version)
+        await feed.until(lambda: len(copy.checkpoints) == 3)
+        assert copy.checkpoints == [1, 1, 1]
+        await feed.ack(1, 1)
+        await feed.until_exact(6, (1, ""))
+        assert (copy.batches, copy.folded) == (2, 4)
+        await feed.ack(1, 6)
+        await push(wire, "books", 1)
+        await feed.until_exact(7, (1, ""))
+
+
+# -- bookmarks, drain, rights ------------------------------------------------------------------------------
+
+
+async def test_g10_bookmarks_come_for_each_subscription(wire, feeds):
+    async with feeds() as feed:
+        for number in range(1, 21):
+            await feed.add(number, "books" if number % 2 else "birds")
+        loop = asyncio.get_running_loop()
+        await feed.until(lambda: all(feed.copies[n, ""].exact for n in range(1, 21)))
+        begun = loop.time()
+        await feed.until(lambda: all(len(feed.copies[n, ""].checkpoints) >= 6 for n in range(1, 21)))
+        assert 5 * 0.4 * 0.8 < loop.time() - begun < 5 * 0.4 * 1.4
+
+
+async def test_g20_a_drained_stream_ends_with_last_tokens(tmp_path):
+    """Also whoever has no credit is told, but is sent nothing."""
+    leave = asyncio.Event()
+
+    async def serve(started):
+        async with house(tmp_path) as home:
+            started.set_result(home)
+            await leave.wait()
+
+    started = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve(started))
+    home = await started
+    async with grpc.aio.insecure_channel(home.server.addresses[0]) as channel:
+        wire = Wire(channel, home.wire.secret)
+        await wire.make_dataset("books")
+        await push(wire, "books", 1)
+        async with FeedClient(wire) as feed:
+            await feed.add(1, "books")
+            await feed.add(2, "books", credit_bytes=1)
+            await feed.until(lambda: feed.copies[1, ""].exact and (2, "") in feed.accepted)
+            leave.set()
+            refused = await ended(feed)
+    await server
+    assert feed.copies[1, ""].going_away
+    assert feed.copies[2, ""].checkpoints == []
+    assert 0 < feed.going_away.retry_delay.ToNanoseconds() <= 1e9
+    assert (refused.code, refused.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
+
+
+async def test_g21_a_subscription_that_the_key_may_no_longer_read_ends_alone(wire):
+    reader = await wire.make_key("READ", datasets=["books", "birds"])
+    async with FeedClient(reader) as feed:
+        await feed.add(1, "books")
+        await feed.add(2, "birds")
+        await feed.add(3, "b*")
+        await feed.until(lambda: feed.copies[1, ""].exact and feed.copies[2, ""].exact)
+        await feed.until(lambda: (3, "datasets/books") in feed.accepted)
+        update = catalog.UpdateKeyRequest(key=key_pb2.Key(name=reader.key_name, datasets=["birds"]))
+        update.update_mask.paths.append("datasets")
+        await wire.call(wire.catalog.UpdateKey, update)
+        await feed.until(lambda: (1, "") in feed.errors and (3, "datasets/books") in feed.errors)
+        assert set(feed.errors.values()) == {"PERMISSION_DENIED"}
+        await push(wire, "birds", 1)
+        await feed.until_exact(1, (2, ""), (3, "datasets/birds"))
+        await wire.call(wire.catalog.DeleteKey, catalog.DeleteKeyRequest(name=reader.key_name))
+        assert (await ended(feed)).code == "UNAUTHENTICATED"
+
+
+# -- prefixes ----------------------------------------------------------------------------------------------
+
+
+async def test_a_prefix_follows_what_is_created_and_deleted(wire, feeds):
+    await push(wire, "books", 1)
+    async with feeds() as feed:
+        await feed.add(1, "b*")
+        await feed.until(lambda: len(feed.accepted) == 2)
+        await wire.make_dataset("boats")
+        await wire.make_dataset("cars")
+        await push(wire, "boats", 1)
+        await feed.until_exact(1, (1, "datasets/boats"), (1, "datasets/books"))
+        await wire.call(wire.catalog.DeleteDataset, catalog.DeleteDatasetRequest(name="datasets/boats"))
+        await feed.until(lambda: (1, "datasets/boats") in feed.errors)
+        assert feed.errors == {(1, "datasets/boats"): "DATASET_NOT_FOUND"}
+        del feed.copies[1, "datasets/boats"]
+        await wire.make_dataset("boats")
+        await push(wire, "boats", 2)
+        await feed.until_exact(1, (1, "datasets/boats"))
+        assert not feed.errors
+        assert set(feed.copies) == {(1, f"datasets/{name}") for name in ("books", "birds", "boats")}
+
+
+async def test_a_prefix_goes_on_from_tokens(wire, feeds):
+    await push(wire, "books", *range(5))
+    async with feeds() as feed:
+        await feed.add(1, "b*")
+        await feed.until_exact(1, (1, "datasets/books"))
+        await feed.until(lambda: feed.copies[1, "datasets/birds"].exact)
+    tokens = {name: copy.token for (_, name), copy in feed.copies.items()}
+    await push(wire, "books", 9)
+    async with feeds(feed.copies) as again:
+        await again.add(1, "b*", tokens=tokens | {"datasets/bats": tokens["datasets/birds"]})
+        await again.until_exact(2, (1, "datasets/books"))
+        await again.until(lambda: (1, "datasets/bats") in again.errors)
+        assert again.errors == {(1, "datasets/bats"): "DATASET_NOT_FOUND"}
+        assert again.copies[1, "datasets/books"].batches == 2
+        assert not again.copies[1, "datasets/books"].resets
+
+
+async def test_a_token_of_another_dataset_begins_anew(wire, feeds):
+    await push(wire, "books", 1)
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+        token = feed.copies[1, ""].token
+        await feed.add(2, "birds", token=token)
+        await feed.until(lambda: feed.copies[2, ""].exact)
+        assert feed.copies[2, ""].resets == ["DATASET_REPLACED"]
+
+
+# -- heads -------------------------------------------------------------------------------------------------
+
+
+async def test_list_heads(wire, feeds):
+    await push(wire, "books", 1, 2)
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+    listed = await wire.call(wire.sync.ListHeads, pb.ListHeadsRequest())
+    birds, books = listed.heads
+    assert (birds.dataset, birds.revision, birds.record_count) == ("datasets/birds", 0, 0)
+    assert not birds.HasField("commit_time")
+    assert (books.revision, books.record_count, len(books.digest)) == (1, 2, 16)
+    assert (
+        books.uid
+        == (
+            await wire.call(wire.catalog.GetDataset, catalog.GetDatasetRequest(name="datasets/books"))
+        ).dataset.uid
+    )
+
+
+async def test_list_heads_pages_by_prefix_and_right(wire):
+    for number in range(7):
+        await wire.make_dataset(f"boat{number}")
+    found, token = [], ""
+    while True:
+        page = await wire.call(
+            wire.sync.ListHeads, pb.ListHeadsRequest(prefix="bo", page_size=3, page_token=token)
+        )
+        found += [head.dataset for head in page.heads]
+        assert len(page.heads) <= 3
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == [*(f"datasets/boat{number}" for number in range(7)), "datasets/books"]
+    reader = await wire.make_key("READ", datasets=["boat3"])
+    page = await reader.call(reader.sync.ListHeads, pb.ListHeadsRequest(prefix="bo"))
+    assert [head.dataset for head in page.heads] == ["datasets/boat3"]
+    refused = await wire.refused(
+        wire.sync.ListHeads, pb.ListHeadsRequest(prefix="b", page_token=token or "x")
+    )
+    assert refused.reason == "PAGE_TOKEN_INVALID"
