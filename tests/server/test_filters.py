@@ -156,6 +156,16 @@ def test_the_message_points_at_the_place():
     ]
 
 
+def test_values_of_an_in_and_conditions_with_a_colon_are_bounded():
+    assert len(parse_selection(f"a IN ({','.join(map(str, range(1_000)))})", ()).terms.values) == 1_000
+    with pytest.raises(InvalidArgument, match="IN takes at most 1000 values"):
+        parse_selection(f"a IN ({','.join(['1'] * 1_001)})", ())
+    assert parse_selection(" OR ".join(f"t:{number}" for number in range(32)), ()).matches(ROW) is False
+    with pytest.raises(InvalidArgument, match="at most 32 conditions") as raised:
+        parse_selection(" OR ".join(["t:1"] * 33), ())
+    assert raised.value.metadata["position"] == str(32 * len("t:1 OR "))
+
+
 def test_an_error_fits_into_a_status():
     with pytest.raises(InvalidArgument) as raised:
         parse_selection("a = 1 AND " + "\x07😀" * 500, ())

@@ -1,5 +1,7 @@
 """Lists and batches under a filter or a mask, on a store in memory and on the real one."""
 
+import asyncio
+
 import pytest
 
 from support.feed_house import running
@@ -138,6 +140,24 @@ async def test_a_page_is_of_one_snapshot(house, monkeypatch):
     assert [record.record_id for record in first.records] == [f"k{n:05}" for n in range(20)]
     assert (first.revision, second.revision) == (1, 2)
     assert [record.record_id for record in second.records] == [f"k{n:05}" for n in range(20, 40) if n != 25]
+
+
+async def test_others_get_their_turn_while_a_page_is_looked_through(monkeypatch, tmp_path):
+    monkeypatch.setattr(selecting, "_TURN_SECONDS", -1)
+    async with running("memory", tmp_path) as home:
+        await home.write(numbered(320))
+        turns = []
+
+        async def other():
+            while True:
+                turns.append(1)
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        await all_pages(home, "n < 0")
+        task.cancel()
+
+    assert len(turns) >= 320 // selecting._TURN_RECORDS
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from support.filter_model import FILTERS, OBJECTS, TEXTS, TIMES_US, holds, written
+from support.filter_model import FILTERS, OBJECTS, TEXTS, TIMES_US, holds, planted, written
 from syncline_server.errors import InvalidArgument
 from syncline_server.filters.canonical import canonical, text_of
 from syncline_server.filters.index import SelectionIndex
@@ -31,7 +31,7 @@ def selection_of(tree, random):
 @given(tree=FILTERS, records=st.lists(RECORDS, min_size=1, max_size=5), random=RANDOM)
 def test_a_filter_means_what_the_model_says(tree, records, random):
     selection = selection_of(tree, random)
-    for record in records:
+    for record in (planted(tree, record, random) for record in records):
         assert selection.matches(row_of(record)) is holds(tree, *record)
 
 
@@ -69,7 +69,8 @@ def test_the_index_misses_nothing(trees, records, random):
     for number in gone:
         index.remove(selections[number], number)
 
-    for row in map(row_of, records):
+    for record in records:
+        row = row_of(planted(random.choice(trees), record, random) if trees else record)
         candidates = index.candidates(row)
         expected = {n for n, selection in enumerate(selections) if n not in gone and selection.matches(row)}
         assert len(candidates) == len(set(candidates))

@@ -70,6 +70,59 @@ FILTERS = st.recursive(
 )
 
 
+# -- records that a filter speaks of --------------------------------------------------------------------
+
+
+def mentioned(tree):
+    """Each (path, value) that a filter compares."""
+    what, *rest = tree
+    if what == "not":
+        yield from mentioned(rest[0])
+    elif what in {"and", "or"}:
+        for part in rest[0]:
+            yield from mentioned(part)
+    elif what == "in":
+        yield from ((rest[0], value) for value in rest[1])
+    else:
+        yield rest[0], rest[-1] if len(rest) > 1 else None
+
+
+def planted(tree, record, random):
+    """The record, changed so that most of what the filter compares is there, or nearly."""
+    record_id, revision, update_time_us, data = record
+    for path, value in mentioned(tree):
+        if random.random() < 0.3:
+            continue
+        if path == "record_id":
+            record_id = random.choice([value, value + "x", value[:-1]]) or record_id
+        elif not isinstance(path, str):
+            data = _with(data, path, random.choice(_neighbours(value)), random)
+    return record_id, revision, update_time_us, data
+
+
+def _neighbours(value):
+    """The value, what could be taken for it, and what holds it."""
+    near = [value, value, value, [value], ["?", value], [[value]], None]
+    if isinstance(value, str):
+        near += [value + "x", value + "x", value[:-1], {value: 1}, {value + "x": 1}]
+    if isinstance(value, bool):
+        near += [int(value), float(value), str(value).lower()]
+    elif isinstance(value, int | float):
+        near += [value + 1, str(value)]
+        near += [float(value)] if abs(value) < 1e300 else []
+        near += [bool(value), bool(value)] if value in {0, 1} else []
+    return near
+
+
+def _with(data, path, value, random):
+    name, *inner = path
+    if inner:
+        below = data.get(name)
+        value = _with(below if isinstance(below, dict) else {}, inner, value, random)
+        value = random.choice([value, value, value, [value], [7, value]])
+    return {**data, name: value}
+
+
 # -- what it means ----------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ MAX_DEPTH: Final = 32
 """Parentheses and negations inside each other."""
 MAX_VALUES: Final = 1_000
 """Of one IN."""
+MAX_HAS: Final = 32
+"""Conditions with ``:`` in one filter, each of which may have to look through a long array."""
 
 _OPERATORS: Final = (
     Operator.NOT_EQUAL,
@@ -54,11 +56,12 @@ def parse(text: str) -> Node:
 class _Parser(Scanner):
     """One method for each rule of the grammar."""
 
-    __slots__ = ("_depth",)
+    __slots__ = ("_depth", "_has_conditions")
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
+        self._has_conditions = 0
 
     def parse(self) -> Node:
         node = self._expression()
@@ -160,6 +163,9 @@ class _Parser(Scanner):
     def _has(self, path: Path, begin: int) -> Node:
         if path.metadata is not None:
             self.fail(f"{path.metadata.value} is always there: compare it by =", begin)
+        if self._has_conditions == MAX_HAS:
+            self.fail(f"a filter has at most {MAX_HAS} conditions with ':'", begin)
+        self._has_conditions += 1
         self.skip_space()
         if self.text.startswith("*", self.at):
             begin = self.at

@@ -218,16 +218,29 @@ def _has(node: Exists | Has) -> _Test:
     if isinstance(node, Exists):
         return lambda _: True
     value = node.value
-    equals = _begins(value) if node.prefix and isinstance(value, str) else _equals(value)
+    if node.prefix and isinstance(value, str):
+        equals = _begins(value)
+        contains = _any(equals)
+    else:
+        equals = _equals(value)
+        contains = _contains(value)
 
     def test(found: Any) -> bool:
-        if type(found) is list:
-            return any(map(equals, found))
-        if type(found) is dict:  # by its names, as AIP-160 has it for maps
-            return any(map(equals, found))
-        return equals(found)
+        # An object is looked through by its names, as AIP-160 has it for maps.
+        return contains(found) if type(found) is list or type(found) is dict else equals(found)
 
     return test
+
+
+def _any(equals: _Test) -> _Test:
+    return lambda found: any(map(equals, found))
+
+
+def _contains(value: Scalar) -> _Test:
+    """Whether something is in a list or among names; at the speed of Python's own ``in`` where that is exact."""
+    if isinstance(value, bool) or value in {0, 1}:
+        return _any(_equals(value))
+    return lambda found: value in found
 
 
 def _reaching(names: tuple[str, ...], test: _Test) -> Predicate:
