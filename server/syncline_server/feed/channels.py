@@ -62,6 +62,10 @@ class Channels:
         """Datasets that are followed."""
         return {*self._whole, *self._filtered}
 
+    def follows(self, dataset_number: int) -> bool:
+        """Whether a dataset is followed."""
+        return dataset_number in self._whole or dataset_number in self._filtered
+
     @property
     def lag_revisions(self) -> int:
         """How far behind the slowest follower of any is."""

@@ -235,7 +235,7 @@ class Feed:
 
     def follows(self, dataset_number: int) -> bool:
         """Whether every commit to the dataset is heard, so that its head is known."""
-        return dataset_number in self._channels.dataset_numbers
+        return self._channels.follows(dataset_number)
 
     async def learn_head(self, dataset: Dataset, selection: Selection | None = None) -> Head:
         """Read the head of a dataset, so that what waits for a revision knows. Raises NotFound(DATASET_NOT_FOUND)."""
