@@ -104,6 +104,7 @@ from syncline.models import (
     by_key,
     key_of,
 )
+from syncline.producer import Producer
 from syncline.replica._changes import ReplicaChanges
 from syncline.replica._repair import Repair
 from syncline.replica.replica import Replica, ReplicaState
@@ -153,6 +154,7 @@ __all__ = [
     "OutcomeUnknown",
     "Overloaded",
     "PermissionDenied",
+    "Producer",
     "ProducerError",
     "ProducerFenced",
     "ProducerStats",

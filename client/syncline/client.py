@@ -54,8 +54,6 @@ class Connection:
     """On the connection for streams."""
     updates: UpdateFeed
     """One stream for all replicas and mirrors, on the connection for streams."""
-    readings: PushServiceStub
-    """Of producers, on the connection for streams."""
     feeds: "weakref.WeakSet[ChangeFeed[Any]]" = field(default_factory=weakref.WeakSet)
     """Weak: a feed that nobody reads ends by itself."""
     background: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -80,7 +78,6 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
             sync=SyncServiceStub(calls),
             subscriptions=subscriptions,
             updates=UpdateFeed(subscriptions, caller),
-            readings=PushServiceStub(streams),
         )
         try:
             yield connection

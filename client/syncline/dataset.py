@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from syncline import errors
@@ -21,10 +22,12 @@ from syncline.models import (
     IfRevision,
     LoadResult,
     PushResult,
+    RefusedReading,
     Results,
     SessionMode,
 )
 from syncline.names import dataset_name, source_name
+from syncline.producer import MEMORY_LIMITS, SPOOL_LIMITS, Limits, Producer, WhenFull
 from syncline.session import Session, SessionBlock
 from syncline.v1.catalog_service_pb2 import GetDatasetRequest
 from syncline.v1.push_service_pb2 import DeleteByIdsRequest, DeleteByValuesRequest, PushRequest, PushResponse
@@ -265,6 +268,44 @@ class Dataset(Generic[T]):
     def attach_session(self, session_id: str, *, source: str = DEFAULT_SOURCE) -> Session[T]:
         """A session that was opened elsewhere, without I/O: to go on with it, or to end it with ``close``."""
         return Session(self._client.connection, self._codec, source_name(self.dataset, source), session_id)
+
+    def producer(
+        self,
+        producer_id: str,
+        *,
+        source: str = DEFAULT_SOURCE,
+        spool: str | Path | None = None,
+        on_full: WhenFull = "wait",
+        on_refused: Callable[[RefusedReading], object] | None = None,
+        max_records: int | None = None,
+        max_bytes: int | None = None,
+        linger_seconds: float = 10.0,
+        options: FeedOptions = DEFAULT_OPTIONS,
+    ) -> Producer[T]:
+        """A sensor or job that sends readings one by one, each applied exactly once; for ``async with``.
+
+        ``producer_id`` is its name within the source: 1 to 128 letters, digits and ``._-``, the same at every start.
+        ``spool`` is a file that keeps readings over crashes and losses of power. ``max_records`` and ``max_bytes``
+        bound what waits for the server (10,000 and 16 MiB; with a spool 1,000,000 and 256 MiB); ``on_full``
+        says what ``send`` does then. ``on_refused`` is called for each reading that is not valid; without it
+        ``flush`` raises them. Leaving waits ``linger_seconds`` for the last acknowledgements. See Producer.
+        """
+        default = SPOOL_LIMITS if spool else MEMORY_LIMITS
+        return Producer(
+            self._client.connection,
+            self._codec,
+            source_name(self.dataset, source),
+            producer_id,
+            spool=Path(spool) if spool else None,
+            on_full=on_full,
+            on_refused=on_refused,
+            limits=Limits(
+                records=default.records if max_records is None else max_records,
+                size_bytes=default.size_bytes if max_bytes is None else max_bytes,
+            ),
+            linger_seconds=linger_seconds,
+            options=options,
+        )
 
     # -- reading --------------------------------------------------------------------------------------------
 
