@@ -101,13 +101,13 @@ async def reads(books: syncline.Dataset[Book]) -> None:
     assert_type(page.token, bytes)
     assert_type(page.checkpoint, syncline.Checkpoint | None)
     for change in page.changes:
-        assert_type(change, syncline.Put[Book] | syncline.Delete)
+        assert_type(change, syncline.Put[Book] | syncline.Delete | syncline.Remove)
 
     async for event in books.changes(token=None):
         match event:
             case syncline.Put():
                 assert_type(event.data, Book)
-            case syncline.Delete():
+            case syncline.Delete() | syncline.Remove():
                 assert_type(event.record_id, str)
             case syncline.Checkpoint():
                 assert_type(event.digest, bytes)
@@ -122,6 +122,21 @@ async def reads(books: syncline.Dataset[Book]) -> None:
             if isinstance(part, syncline.ChangeBatch):
                 assert_type(part.record_ids, list[str])
     assert_type(copy["1"], Book)
+
+
+async def replicas(books: syncline.Dataset[Book]) -> None:
+    async with books.replica("books.db", filter="pages > 100", fields=["title"]) as replica:
+        assert_type(replica["1"], Book)
+        assert_type(replica.get("1"), Book | None)
+        assert_type(replica.get("1", "no such book"), Book | str)
+        assert_type(dict(replica.items()), dict[str, Book])
+        assert_type(replica.where(lambda book: book.title == "Zen"), list[Book])
+        assert_type(replica.record("1"), syncline.Put[Book])
+        assert_type(replica.staleness, datetime.timedelta | None)
+        async for change in replica.changes():
+            assert_type(change, syncline.Put[Book] | syncline.Delete | syncline.Remove)
+        forget = replica.on_change(lambda change: print(change.record_id))
+        forget()
 
 
 async def errors(books: syncline.Dataset[Book]) -> None:

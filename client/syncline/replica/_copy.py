@@ -82,6 +82,12 @@ class CopyStore(Protocol[T]):
     def is_read_only(self) -> bool:
         """Whether another process works on it, and here it can only be read."""
 
+    async def take_over(self) -> bool:
+        """Work on it from now on, if nobody else does."""
+
+    def version(self) -> int:
+        """Another number after each commit of another process."""
+
     @property
     def resume(self) -> bytes:
         """The token to go on with; of a new copy that was begun, else of the visible one."""

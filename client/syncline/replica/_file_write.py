@@ -389,6 +389,8 @@ class Writer(Generic[T]):
 
     def recount(self) -> bool:
         """Compute the digests of all records from their bytes; whether they are as they were."""
+        if self._connection.in_transaction:
+            return False  # it is being mended already
         self._connection.execute("BEGIN IMMEDIATE")
         tally = Tally()
         for rows in _rows(self._connection):

@@ -119,10 +119,12 @@ class Follower(Generic[T]):
 
     def _says_nothing(self, checkpoint: Checkpoint) -> bool:
         """Whether nothing has happened since the last checkpoint, and that one was shown."""
+        point = self._store.point
         return (
             not self._course.is_new_copy
             and not self.is_mending
-            and checkpoint.token == self._store.point.token
+            and checkpoint.token == point.token
+            and point.is_verified == bool(checkpoint.digest)
         )
 
     async def _find(self, checkpoint: Checkpoint, tally: Tally) -> bool:

@@ -55,6 +55,14 @@ class MemoryCopy(Generic[T]):
         self._waiting: dict[str, tuple[Change[T], bytes]] = {}  # newest change of each record, for ``_shown``
         self._changes: Iterator[Change[T]] = iter(())
 
+    async def take_over(self) -> bool:
+        """Nobody else works on it."""
+        return True
+
+    def version(self) -> int:
+        """There are no other processes."""
+        return 0
+
     @property
     def resume(self) -> bytes:
         """The token to go on with."""
