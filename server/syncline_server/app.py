@@ -3,7 +3,8 @@
 Every part is made here and entered into one exit stack in the order of dependency; it is left in the reverse
 order, after what is going on has been brought to an end (guarantee G20).
 
-Shutting down: health says NOT_SERVING; new calls are refused; what waits for the disk is written; subscribers
+Shutting down: health says NOT_SERVING; new calls are refused; what producers have sent is written and acknowledged;
+what waits for the disk is written; subscribers
 get a last checkpoint and its token; calls end, or are ended when the grace is over; the store is closed.
 """
 
@@ -30,7 +31,8 @@ from syncline_server.errors import SynclineError
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.uptake import Uptake
-from syncline_server.ingest.committer import Committer
+from syncline_server.freshness.liveness import Liveness
+from syncline_server.ingest.committer import Committer, GroupObserver
 from syncline_server.ingest.producers import ProducerSettings, ProducerStreams
 from syncline_server.ingest.records import Limits, record_id_rule
 from syncline_server.ingest.sessions import Sessions, SessionSettings
@@ -134,8 +136,12 @@ async def running(
         stack.push_async_callback(_flush_keys, keys)
         limits = _limits(settings)
         catalog = Catalog(store, notifier, clock, record_id_rule=record_id_rule(limits))
+        liveness = Liveness(store, clock, keep_alive_seconds=settings.checkpoint_seconds)
         committer = Committer(
-            store, notifier, max_queue_bytes=settings.queue_bytes, observe=group_observer(metrics)
+            store,
+            notifier,
+            max_queue_bytes=settings.queue_bytes,
+            observe=_each(group_observer(metrics), liveness.observe),
         )
         metrics.queue_commits.set_function(lambda: committer.queued_commits)
         metrics.queue_bytes.set_function(lambda: committer.queued_bytes)
@@ -152,6 +158,7 @@ async def running(
             settings=ProducerSettings(
                 credit_bytes=settings.producer_credit_bytes, backlog_bytes=settings.producer_backlog_bytes
             ),
+            opened=liveness.opened,
         )
         sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
 
@@ -175,6 +182,7 @@ async def running(
             keys=keys,
             write_path=write_path,
             producer_streams=producer_streams,
+            liveness=liveness,
             sessions=sessions,
             feed=feed,
             records=Records(store, feed),
@@ -222,13 +230,16 @@ async def running(
         finally:
             tasks.cancel_scope.cancel()
             if not store.failed.is_set():
-                await _drain(grpc, edge, producer_streams, writes, feed, seconds=settings.shutdown_seconds)
+                await _drain(
+                    grpc, edge, producer_streams, liveness, writes, feed, seconds=settings.shutdown_seconds
+                )
 
 
 async def _drain(
     grpc: GrpcServer,
     edge: Edge,
     producer_streams: ProducerStreams,
+    liveness: Liveness,
     writes: AsyncExitStack,
     feed: Feed,
     *,
@@ -241,6 +252,7 @@ async def _drain(
         edge.close()
         await producer_streams.drain(within_seconds=seconds / 2)
         await writes.aclose()
+        liveness.drain()
         feed.drain()
         if not await edge.finished(within_seconds=seconds):
             _log.warning("server.grace_over", calls=edge.open_calls)
@@ -293,6 +305,16 @@ def _write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(descriptor)
     draft.replace(path)
+
+
+def _each(*observers: GroupObserver) -> GroupObserver:
+    """Tell several who want to know of each group of commits."""
+
+    def observe(commits: Sequence[Commit], written: GroupResult) -> None:
+        for observer in observers:
+            observer(commits, written)
+
+    return observe
 
 
 def group_observer(metrics: Metrics) -> Callable[[Sequence[Commit], GroupResult], None]:
@@ -401,6 +423,7 @@ def _feed_settings(settings: Settings) -> FeedSettings:
         page_changes=settings.page_changes,
         page_bytes=settings.page_bytes,
         ring_bytes=settings.ring_bytes,
+        filter_members=settings.filter_members,
         subscriptions_per_stream=settings.subscriptions_per_stream,
         credit_bytes=settings.credit_bytes,
         checkpoint_seconds=settings.checkpoint_seconds,

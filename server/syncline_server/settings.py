@@ -178,6 +178,13 @@ class Settings(BaseSettings):
             le=1 << 30,
         ),
     ] = 1 << 20
+    filter_members: Annotated[
+        NonNegativeInt,
+        Field(
+            description="Records that filtered copies are accounted for, all together (about 250 bytes each); "
+            "above it checkpoints of further ones come without count and digest."
+        ),
+    ] = 1_000_000
     checkpoint_seconds: Annotated[
         PositiveFloat,
         Field(description="A subscription that is up to date gets a checkpoint this often (± 10 %)."),
