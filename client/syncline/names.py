@@ -67,6 +67,25 @@ def parse_source_name(name: str) -> tuple[str, str]:
     return parts[1], parts[3]
 
 
+def producer_name(dataset: str, source: str, producer: str) -> str:
+    """Resource name of a producer: ``datasets/{dataset}/sources/{source}/producers/{producer}``."""
+    return f"datasets/{dataset}/sources/{source}/producers/{producer}"
+
+
+def parse_producer_name(name: str) -> tuple[str, str, str]:
+    """Ids in ``datasets/{dataset}/sources/{source}/producers/{producer}``. Raises ValueError."""
+    source, separator, producer = name.partition("/producers/")
+    try:
+        if separator and MEMBER_ID_PATTERN.fullmatch(producer):
+            return (*parse_source_name(source), producer)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"not a producer name: {name[:80]!r} "
+        "(expected datasets/{dataset}/sources/{source}/producers/{producer})"
+    )
+
+
 def encode_key(values: Sequence[KeyValue]) -> str:
     """Record id of a key: its values, joined by commas.
 

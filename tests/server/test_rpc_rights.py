@@ -13,6 +13,7 @@ from syncline.v1 import (
     catalog_service_pb2,
     dataset_pb2,
     key_pb2,
+    producer_service_pb2,
     push_service_pb2,
     record_service_pb2,
     server_service_pb2,
@@ -29,6 +30,7 @@ SERVICES = {
         module.DESCRIPTOR
         for module in (
             catalog_service_pb2,
+            producer_service_pb2,
             push_service_pb2,
             record_service_pb2,
             server_service_pb2,
@@ -66,6 +68,13 @@ def requests_for(dataset):
         "Push": {"source": source},
         "DeleteByValues": {"source": source},
         "DeleteByIds": {"source": source},
+        "PushStream": {
+            "open": push_service_pb2.OpenProducer(source=source, producer_id="p", validate_only=True)
+        },
+        "GetProducer": {"name": f"{source}/producers/p"},
+        "ListProducers": {"parent": source},
+        "WatchProducers": named,
+        "DeleteProducer": {"name": f"{source}/producers/p"},
         "OpenSession": {"source": source, "mode": 2, "validate_only": True},
         "WriteSession": {"source": source, "session_id": "x", "action": ACTION},
         "StreamSession": {"source": source, "session_id": "x", "action": ACTION, "sequence": 1},
@@ -78,6 +87,9 @@ def requests_for(dataset):
         "Subscribe": named,
         "UpdateFeed": {"actions": [{"add": named | {"subscription_id": 1}}]},
         "ListHeads": {},
+        "GetUptake": named,
+        "DeleteReplica": named | {"replica_id": "x", "validate_only": True},
+        "DigestRanges": named,
         "GetServerInfo": {},
     }
 
@@ -94,6 +106,10 @@ ALLOWED = {
         "Push": (IN, OUT),
         "DeleteByValues": (IN, OUT),
         "DeleteByIds": (IN, OUT),
+        "PushStream": (IN, OUT),
+        "GetProducer": (IN, OUT),
+        "ListProducers": (IN, OUT),
+        "GetUptake": (IN, OUT),
         "OpenSession": (IN, OUT),
         "WriteSession": (DEAD, OUT),
         "StreamSession": (DEAD, OUT),
@@ -104,6 +120,11 @@ ALLOWED = {
     "READ": {
         "GetDataset": (IN, OUT),
         "ListDatasets": (IN, IN),
+        "GetProducer": (IN, OUT),
+        "ListProducers": (IN, OUT),
+        "WatchProducers": (IN, OUT),
+        "GetUptake": (IN, OUT),
+        "DigestRanges": (IN, OUT),
         "GetRecord": (IN, OUT),
         "BatchGetRecords": (IN, OUT),
         "ListRecords": (IN, OUT),

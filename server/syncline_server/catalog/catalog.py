@@ -50,7 +50,7 @@ _DATASET_FIELDS: Final = frozenset(
     {"display_name", "description", "identity", "schema", "retention", "annotations"}
 )
 _FIXED_DATASET_FIELDS: Final = frozenset({"record_scope"})
-_SOURCE_FIELDS: Final = frozenset({"display_name", "disabled"})
+_SOURCE_FIELDS: Final = frozenset({"display_name", "disabled", "expect_every_us"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,8 +383,8 @@ class Catalog:
         etag: str = "",
         identity: RequestIdentity | None = None,
         validate_only: bool = False,
-    ) -> None:
-        """Delete a source, its open session and the records that it owns.
+    ) -> Source | None:
+        """Delete a source, its open session and the records that it owns; None when a retry finds that done.
 
         Raises NotFound(DATASET_NOT_FOUND, SOURCE_NOT_FOUND), Aborted(ETAG_MISMATCH).
         """
@@ -398,10 +398,10 @@ class Catalog:
                 number=0, dataset_number=0, dataset_id=dataset_id, source_id=source_id, generation=0
             )
             await self._store.delete_source(gone, expected_generation=None, identity=identity)
-            return
+            return None
         if validate_only:
             checks.refuse_other_etag(etag, current)
-            return
+            return current
         expected = checks.expected_generation(etag, current) if etag else None
         try:
             self._announce(
@@ -409,6 +409,16 @@ class Catalog:
             )
         finally:
             self.forget(dataset_id)
+        if identity is not None and await self._is_source(current):
+            return None  # this request had deleted the source that bore the name before
+        return current
+
+    async def _is_source(self, source: Source) -> bool:
+        try:
+            found = await self._store.get_source(source.dataset_id, source.source_id)
+        except NotFound:
+            return False
+        return found.number == source.number
 
     def _announce(self, appended: Appended | None) -> None:
         if appended is not None:

@@ -21,7 +21,7 @@ from syncline_server.ingest.backlog import Backlog, Batch, Taken
 from syncline_server.ingest.committer import RETRY_AFTER_SECONDS, Committer
 from syncline_server.ingest.records import Limits
 from syncline_server.ingest.write_path import PreparedWrite, Upsert, WritePath, check_may_push
-from syncline_server.model import Commit, CommitResult, Principal, Producer, ProducerWrite, Violation
+from syncline_server.model import Commit, CommitResult, Principal, Producer, ProducerWrite, Source, Violation
 from syncline_server.store.abc import Store
 
 LOOK_AGAIN_SECONDS: Final = 0.5
@@ -91,7 +91,7 @@ class ProducerSettings:
     """Of all streams together; above it they are asked to pause."""
 
 
-Opened = Callable[[Producer], None]
+Opened = Callable[[Source, Producer], None]
 """Is told of every epoch that begins."""
 
 
@@ -154,7 +154,7 @@ class ProducerStreams:
         if not opening.epoch:
             self._fence_older(producer)
             if self._opened is not None:
-                self._opened(producer)
+                self._opened(target.source, producer)
         self._streams.setdefault(producer.number, set()).add(stream)
         if self._draining:
             stream.drain()
@@ -165,15 +165,17 @@ class ProducerStreams:
 
     def _fence_older(self, producer: Producer) -> None:
         """End the streams of earlier epochs at once; the store refuses what they still bring in any case."""
+        self._fence(
+            producer, f"producer {producer.producer_id!r} was opened again, with epoch {producer.epoch}"
+        )
+
+    def deleted(self, producer: Producer) -> None:
+        """Hear that a producer was forgotten: its streams end."""
+        self._fence(producer, f"producer {producer.producer_id!r} was deleted")
+
+    def _fence(self, producer: Producer, message: str) -> None:
         for stream in self._streams.get(producer.number, ()):
-            stream.end(
-                FailedPrecondition(
-                    "PRODUCER_FENCED",
-                    f"producer {producer.producer_id!r} was opened again, with epoch {producer.epoch}",
-                    producer=producer.producer_id,
-                    epoch=producer.epoch,
-                )
-            )
+            stream.end(FailedPrecondition("PRODUCER_FENCED", message, producer=producer.producer_id))
 
     def _forget(self, stream: "ProducerStream") -> None:
         stream.close()

@@ -14,6 +14,7 @@ from syncline_server.catalog.catalog import Catalog
 from syncline_server.catalog.keys import Keys
 from syncline_server.errors import PermissionDenied
 from syncline_server.feed.feed import Feed
+from syncline_server.freshness.liveness import Liveness
 from syncline_server.model import Role
 from syncline_server.query import page_tokens
 from syncline_server.rpc.calls import caller
@@ -55,6 +56,7 @@ class CatalogService(CatalogServiceServicer):
         catalog: Catalog,
         keys: Keys,
         feed: Feed,
+        liveness: Liveness,
         request_ids: RequestIds,
         *,
         token_secret: bytes,
@@ -63,6 +65,7 @@ class CatalogService(CatalogServiceServicer):
         self._catalog = catalog
         self._keys = keys
         self._feed = feed
+        self._liveness = liveness
         self._request_ids = request_ids
         self._token_secret = token_secret
         self._revision_wait_seconds = revision_wait_seconds
@@ -155,6 +158,7 @@ class CatalogService(CatalogServiceServicer):
         )
         if number is not None and not request.validate_only:
             self._feed.dropped(number)
+            self._liveness.dataset_deleted(number)
         _audit("DeleteDataset", request.name, request)
         return pb.DeleteDatasetResponse()
 
@@ -220,6 +224,8 @@ class CatalogService(CatalogServiceServicer):
             identity=identity,
             validate_only=request.validate_only,
         )
+        if not request.validate_only:
+            self._liveness.source_changed(source)
         _audit("UpdateSource", source_name(dataset_id, source_id), request)
         return pb.UpdateSourceResponse(source=source_out(source))
 
@@ -231,13 +237,15 @@ class CatalogService(CatalogServiceServicer):
         identity = self._request_ids.identity("DeleteSource", request, problems)
         problems.raise_any()
         _check_admin()
-        await self._catalog.delete_source(
+        deleted = await self._catalog.delete_source(
             dataset_id,
             source_id,
             etag=request.etag,
             identity=identity,
             validate_only=request.validate_only,
         )
+        if deleted is not None and not request.validate_only:
+            self._liveness.source_deleted(deleted)
         _audit("DeleteSource", request.name, request)
         return pb.DeleteSourceResponse()
 

@@ -21,6 +21,9 @@ from syncline_server.rpc.frames import digest_bytes
 Settings = dict[str, object]
 """By the names of the model."""
 
+MIN_EXPECT_US: Final = 1_000_000
+MAX_EXPECT_US: Final = 366 * 86_400_000_000
+
 _Take = Callable[[Any, Settings, Problems], None]
 
 # -- what requests set ------------------------------------------------------------------------------------
@@ -63,6 +66,13 @@ def _take_kind(message: source_pb2.Source, settings: Settings, problems: Problem
         problems.add("source.kind", f"is {message.kind}, which this server does not know")
 
 
+def _take_expectation(message: source_pb2.Source, settings: Settings, problems: Problems) -> None:
+    expected = message.expect_every
+    settings["expect_every_us"] = duration_us(expected) if message.HasField("expect_every") else None
+    if message.HasField("expect_every") and not MIN_EXPECT_US <= duration_us(expected) <= MAX_EXPECT_US:
+        problems.add("source.expect_every", "must be from 1 s to 366 days")
+
+
 def _take_role(message: key_pb2.Key, settings: Settings, problems: Problems) -> None:
     settings["role"] = enum_of(Role, message.role, problems, "key.role")
 
@@ -92,6 +102,7 @@ SOURCE_FIELDS: Final[Mapping[str, _Take]] = {
     "kind": _take_kind,
     "display_name": _plain("display_name"),
     "disabled": _plain("disabled"),
+    "expect_every": _take_expectation,
 }
 KEY_FIELDS: Final[Mapping[str, _Take]] = {
     "role": _take_role,
@@ -180,6 +191,7 @@ def source_out(source: Source) -> source_pb2.Source:
         update_time=timestamp(source.update_time_us),
         last_received_time=timestamp(source.last_received_us),
         etag=source.etag,
+        expect_every=None if source.expect_every_us is None else duration(source.expect_every_us),
     )
 
 

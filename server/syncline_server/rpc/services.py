@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from syncline.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
+from syncline.v1.producer_service_pb2_grpc import add_ProducerServiceServicer_to_server
 from syncline.v1.push_service_pb2_grpc import add_PushServiceServicer_to_server
 from syncline.v1.record_service_pb2_grpc import add_RecordServiceServicer_to_server
 from syncline.v1.server_service_pb2_grpc import add_ServerServiceServicer_to_server
@@ -14,6 +15,7 @@ from syncline_server.catalog.keys import Keys
 from syncline_server.clock import Clock
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.uptake import Uptake
+from syncline_server.freshness.liveness import Liveness
 from syncline_server.ingest.producers import ProducerStreams
 from syncline_server.ingest.records import Limits
 from syncline_server.ingest.sessions import Sessions
@@ -24,6 +26,7 @@ from syncline_server.rpc.catalog import CatalogService
 from syncline_server.rpc.convert import RequestIds
 from syncline_server.rpc.heads import ListHeadsMethod
 from syncline_server.rpc.info import ServerService
+from syncline_server.rpc.producer import ProducerService
 from syncline_server.rpc.push import PushService
 from syncline_server.rpc.record import RecordService
 from syncline_server.rpc.replicas import ReplicaMethods
@@ -42,6 +45,7 @@ class Rooms:
     keys: Keys
     write_path: WritePath
     producer_streams: ProducerStreams
+    liveness: Liveness
     sessions: Sessions
     feed: Feed
     records: Records
@@ -66,6 +70,7 @@ def services(rooms: Rooms) -> Sequence[Service]:
                 rooms.catalog,
                 rooms.keys,
                 rooms.feed,
+                rooms.liveness,
                 request_ids,
                 token_secret=rooms.store.info.token_secret,
                 revision_wait_seconds=wait,
@@ -74,6 +79,10 @@ def services(rooms: Rooms) -> Sequence[Service]:
         (
             add_PushServiceServicer_to_server,
             PushService(rooms.write_path, rooms.producer_streams, request_ids),
+        ),
+        (
+            add_ProducerServiceServicer_to_server,
+            ProducerService(rooms.catalog, rooms.store, rooms.liveness, rooms.producer_streams, request_ids),
         ),
         (add_SessionServiceServicer_to_server, SessionService(rooms.sessions, request_ids)),
         (
