@@ -41,7 +41,9 @@ class _Tally:
     def add(self, items: list[bytes]) -> None:
         self._items.append((time.monotonic_ns(), items))
         self._missing -= len(items)
-        if self._missing <= 0:
+        if self._missing < 0:
+            raise RuntimeError(f"{-self._missing} items more than were written for these subscribers")
+        if not self._missing:
             self.enough.set()
 
     def latencies(self) -> list[int]:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from bench.measure import Figure, Outcome, Requirement
 
-PEERS = ("etcd", "nats", "sqlite", "grpc_echo")
+PEERS = ("etcd", "nats", "sqlite", "grpc")
+"""Columns beside Syncline's. ``grpc``: a bare grpc.aio server, whichever of its methods it is."""
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -23,16 +24,18 @@ def figures_table(figures: Sequence[Figure]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what")
     for figure in figures:
+        columns = {_column(name): value for name, value in figure.values.items()}
         others = [
-            f"{name} {_number(value)}" for name, value in figure.values.items() if name.startswith("of_")
+            f"{name} {_number(value)}" for name, value in columns.items() if name not in ("syncline", *PEERS)
         ]
-        cells = [_cell(figure, name) for name in ("syncline", *PEERS)]
+        cells = [_number(columns[name]) if name in columns else "" for name in ("syncline", *PEERS)]
         table.add_row(figure.name, figure.unit, *cells, "; ".join([figure.what, *others]))
     return table
 
 
-def _cell(figure: Figure, name: str) -> str:
-    return _number(figure.values[name]) if name in figure.values else ""
+def _column(name: str) -> str:
+    """Where the value of a system stands."""
+    return "grpc" if name.startswith("grpc_") else name
 
 
 def _number(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bench.figures import idle, live, push, replace, sync
+from bench.figures import filtered, idle, live, push, replace, sensor, sync
 from bench.measure import Measurement
 
 ALL: Mapping[str, Measurement] = {
@@ -11,8 +11,12 @@ ALL: Mapping[str, Measurement] = {
     "push_single": push.measure_single,
     "sync_cold": sync.measure_cold,
     "live": live.measure_latency,
+    "live_1000": live.measure_many,
     "fanout_bulk": live.measure_fanout,
+    "fanout_filtered": filtered.measure,
+    "sensor_stream": sensor.measure,
     "rss_idle_stream": idle.measure,
+    "rss_subscription": idle.measure_subscriptions,
     "replace": replace.measure,
 }
 """By the name that ``--only`` takes. ``live`` makes live_p50 and live_p99; ``replace`` makes replace_diff and

@@ -90,12 +90,12 @@ async def measure_single(room: Room) -> Outcome:
     async with contextlib.AsyncExitStack() as stack:
         client = await connected(stack, Syncline(), room)
         await client.create("single")
-        echo = await stack.enter_async_context(running_echo(room.directory))
+        (echo,) = await stack.enter_async_context(running_echo(room.directory, connections=1))
         samples = await interleaved(
             room.pick(5, 3),
             {
                 "syncline": _CallersRound(partial(client.push_one, "single"), seconds),
-                "grpc_echo": _CallersRound(lambda item: echo(encode_item(item)), seconds),
+                "grpc_echo": _CallersRound(lambda item: echo.unary(encode_item(item)), seconds),
             },
         )
     values = medians(samples)

@@ -23,6 +23,8 @@ _UNARY: Final = "/bench.Echo/Unary"
 _STREAM: Final = "/bench.Echo/Stream"
 _IDLE: Final = "/bench.Echo/Idle"
 
+_OWN_CONNECTION: Final = [("grpc.use_local_subchannel_pool", 1)]
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -75,14 +77,17 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def running_echo(directory: Path) -> AsyncIterator[Echo]:
-    """Run a server in a process of its own; the value calls it."""
-    async with (
-        BareStreams().serve(directory) as running,
-        grpc.aio.insecure_channel(running.address) as channel,
-    ):
-        await channel.channel_ready()
-        yield Echo(unary=channel.unary_unary(_UNARY), stream=channel.stream_stream(_STREAM))
+async def running_echo(directory: Path, *, connections: int) -> AsyncIterator[list[Echo]]:
+    """Run a server in a process of its own; each of the values calls it on a connection of its own."""
+    async with BareStreams().serve(directory) as running, contextlib.AsyncExitStack() as stack:
+        echoes = []
+        for _ in range(connections):
+            channel = await stack.enter_async_context(
+                grpc.aio.insecure_channel(running.address, options=_OWN_CONNECTION)
+            )
+            await channel.channel_ready()
+            echoes.append(Echo(unary=channel.unary_unary(_UNARY), stream=channel.stream_stream(_STREAM)))
+        yield echoes
 
 
 class BareClient(Client):
@@ -138,8 +143,7 @@ class BareStreams(System):
     @contextlib.asynccontextmanager
     async def connect(self, address: str) -> AsyncIterator[Client]:
         """A connection of its own."""
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
+        async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
             yield BareClient(channel)
 
 

@@ -6,15 +6,18 @@ from typing import Any
 
 from blocks.markdown import table as markdown_table
 
-PEERS = ("syncline", "etcd", "nats", "sqlite", "grpc_echo")
+PEERS = ("syncline", "etcd", "nats", "sqlite", "grpc")
 
 
 def table(root: Path) -> str | None:
-    """The table, or None when there are no results to show."""
+    """The table, or None when there are no results to show. ``grpc`` is a bare grpc.aio server."""
     results = root / "bench" / "results.json"
     if not results.is_file():
         return None
-    figures = json.loads(results.read_text())["figures"]
+    figures = {
+        name: {"grpc" if key.startswith("grpc_") else key: value for key, value in figure.items()}
+        for name, figure in json.loads(results.read_text())["figures"].items()
+    }
     peers = [peer for peer in PEERS if any(peer in figure for figure in figures.values())]
     rows = [
         (f"`{name}`", figure["unit"], figure["better"], *(_number(figure.get(peer)) for peer in peers))
