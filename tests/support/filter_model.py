@@ -70,6 +70,21 @@ FILTERS = st.recursive(
 )
 
 
+_ONE_FIELD = st.one_of(
+    st.tuples(st.just("compare"), st.just(("a",)), st.just("="), SCALARS),
+    st.tuples(st.just("prefix"), st.just(("a",)), st.just("="), TEXTS.filter(bool)),
+    st.tuples(st.just("in"), st.just(("a",)), st.lists(SCALARS, min_size=1, max_size=4).map(tuple)),
+)
+EASILY_FOUND = st.recursive(
+    _ONE_FIELD,
+    lambda inner: st.tuples(
+        st.sampled_from(["and", "or"]), st.lists(inner, min_size=2, max_size=3).map(tuple)
+    ),
+    max_leaves=3,
+)
+"""Filters of one field that hash look-ups find."""
+
+
 # -- records that a filter speaks of --------------------------------------------------------------------
 
 
