@@ -48,6 +48,10 @@ class Entry(ABC):
         """Whose part it is. Raises FeedViolation when it cannot be any's."""
 
     @abstractmethod
+    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
+        """Whose error it is; None: of all of it. Raises FeedViolation when it cannot be any's."""
+
+    @abstractmethod
     def fail(self, error: SynclineError) -> None:
         """End all of it."""
 
@@ -107,19 +111,14 @@ class Entry(ABC):
 
     def _handle_error(self, part: update_feed_pb2.FeedPart) -> None:
         error = self._feed.to_error(part.error)
-        subscription = self.find(part) if part.dataset or not self.is_prefix else None
+        subscription = self.find_failed(part)
         fault = is_fault(error)
-        if subscription is not None and (fault or may_pass(error)):
-            subscription.renew(error, counts=fault)
-        elif subscription is not None:
-            subscription.fail(error)
-        else:
+        if subscription is None:
             self.fail(error)
-
-    @property
-    def is_prefix(self) -> bool:
-        """Whether there may be several datasets."""
-        return False
+        elif fault or may_pass(error):
+            subscription.renew(error, counts=fault)
+        else:
+            subscription.fail(error)
 
     # -- from its subscriptions -----------------------------------------------------------------------------
 
@@ -188,6 +187,10 @@ class SingleEntry(Entry):
             raise FeedViolation(f"a part of {part.dataset!r} for a subscription without a prefix")
         return self.subscription
 
+    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
+        """The one."""
+        return self.find(part)
+
     def fail(self, error: SynclineError) -> None:
         """End it."""
         self.subscription.fail(error)
@@ -226,11 +229,6 @@ class PrefixEntry(Entry):
         self.appeared: asyncio.Queue[Subscription[Any] | SynclineError | None] = asyncio.Queue()
         """Those that have begun, then how it ended."""
 
-    @property
-    def is_prefix(self) -> bool:
-        """There may be several."""
-        return True
-
     def members(self) -> Iterable[Subscription[Any]]:
         """Those that have come up and not ended."""
         return tuple(self._members.values())
@@ -239,9 +237,8 @@ class PrefixEntry(Entry):
         """The request that begins it where it stands."""
         request = self._terms.to_wire(self.entry_id, f"{dataset_name(self._prefix)}*")
         tokens = self._tokens | {name: one.resume for name, one in self._members.items()}
-        for name, token in tokens.items():
-            if token:
-                request.tokens[dataset_name(name)] = token
+        for name, token in tokens.items():  # also the empty ones: of those that are gone an error comes back
+            request.tokens[dataset_name(name)] = token
         request.from_now = self._terms.from_now and not tokens
         return request
 
@@ -257,6 +254,12 @@ class PrefixEntry(Entry):
         if known is not None or not part.HasField("accepted"):
             return known
         return self._begin(dataset)
+
+    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
+        """The one of its dataset; made to tell the error, where there was only a token so far."""
+        if not part.dataset:
+            return None
+        return self.find(part) or self._begin(parse_dataset_name(part.dataset))
 
     def _begin(self, dataset: str) -> Subscription[Any]:
         token = self._tokens.pop(dataset, b"")

@@ -31,7 +31,7 @@ ACTIONS: Final = 1_000
 """Most actions in a message, which so stays far below any limit."""
 ACK_SECONDS: Final = 0.05
 """Acks wait so long for others, unless something waits for them."""
-FAREWELL_SECONDS: Final = 1.0
+FAREWELL_SECONDS: Final = 0.25
 """How long the last stream is left open for the server to take the last acks and end it."""
 
 _DEFAULT_TERMS: Final = Terms()

@@ -124,6 +124,7 @@ class FeedStream:
         self._room = asyncio.Event()
         self._failure: Exception | None = None
         self._draining = False
+        self._asks_no_more = False
         self._stop_listening: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -196,6 +197,16 @@ class FeedStream:
                     self._to_read[leg] = None
                 leg.wake()
 
+    def ask_no_more(self) -> None:
+        """The client asks nothing more: what it has goes on, and where it has nothing the stream ends."""
+        self._asks_no_more = True
+        self._wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can come of it any more."""
+        return self._asks_no_more and not self._deliveries and not self._ready
+
     def fail(self, error: Exception) -> None:
         """End the stream with an error."""
         if self._failure is None:
@@ -216,7 +227,10 @@ class FeedStream:
     # -- what it gets -------------------------------------------------------------------------------------
 
     async def messages(self) -> AsyncGenerator[bytes]:
-        """Messages, until the feed is drained; the last one says so. Raises what ``fail`` was told."""
+        """Messages, until the feed is drained, of which the last one tells, or nothing can come any more.
+
+        Raises what ``fail`` was told.
+        """
         with self._feed.hosting(self):
             while True:
                 draining = self._draining
@@ -227,6 +241,8 @@ class FeedStream:
                     yield message
                 if draining:
                     break
+                if self.is_over:
+                    return
                 if not message:
                     await self._wait()
         for message in self._last_messages():

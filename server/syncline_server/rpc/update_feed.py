@@ -63,7 +63,10 @@ class UpdateFeedMethod:
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+            is_over = stream.is_over
             await stream.aclose()
+        if is_over:
+            return
         raise Unavailable(
             "SHUTTING_DOWN",
             "the server is shutting down; connect again with the last tokens",
@@ -76,6 +79,7 @@ async def _read(requests: AsyncIterator[Any], stream: FeedStream) -> None:
     try:
         async for request in requests:
             await _act_all(request.actions, stream)
+        stream.ask_no_more()
     except Exception as error:  # noqa: BLE001 - told by the task that writes
         stream.fail(error)
 
