@@ -227,6 +227,13 @@ def test_a_selection_is_compiled_once():
     assert parse_selection("a = 1", ["b"]) is parse_selection("a = 1", ["b"])
 
 
+def test_a_long_selection_is_not_kept():
+    text = " OR ".join(f"a = {number}" for number in range(100))
+    first, second = parse_selection(text, ()), parse_selection(text, ())
+    assert first is not second
+    assert first == second
+
+
 # -- cost classes -----------------------------------------------------------------------------------------
 
 A = Path(names=("a",))

@@ -31,6 +31,8 @@ _PERSON: Final = b"syncline.filter"
 _SHOWN: Final = 30
 """Characters of a filter shown on each side of an error."""
 _CACHED: Final = 1_024
+_CACHED_CHARACTERS: Final = 512
+"""Longer filters are rare, and a thousand of the longest, compiled, would take 250 MB."""
 _NO_DATA: Final[JsonObject] = {}
 
 _decode = msgspec.json.Decoder().decode
@@ -134,14 +136,19 @@ def parse_selection(filter: str, mask_paths: Sequence[str]) -> Selection | None:
     """
     if not filter and not mask_paths:
         return None
-    return _parse_selection(filter, tuple(mask_paths))
+    paths = tuple(mask_paths)
+    if len(filter) + sum(map(len, paths)) > _CACHED_CHARACTERS:
+        return _new_selection(filter, paths)
+    return _cached_selection(filter, paths)
 
 
-@lru_cache(maxsize=_CACHED)
-def _parse_selection(text: str, mask_paths: tuple[str, ...]) -> Selection | None:
+def _new_selection(text: str, mask_paths: tuple[str, ...]) -> Selection | None:
     node = parse_filter(text)
     paths = parse_mask(mask_paths)
     return Selection(node, paths) if node or paths else None
+
+
+_cached_selection = lru_cache(maxsize=_CACHED)(_new_selection)
 
 
 def parse_filter(text: str) -> Node | None:
