@@ -81,8 +81,9 @@ def prepare(connection: sqlite3.Connection, path: Path, dataset: str, selection:
     connection.execute("PRAGMA wal_autocheckpoint = 4000")
     connection.execute(
         "CREATE TEMP TABLE changed (place INTEGER PRIMARY KEY, record_id TEXT, kind INTEGER, revision INTEGER, "
-        "commit_time_us INTEGER, reason INTEGER)"
+        "commit_time_us INTEGER, reason INTEGER, before BLOB)"
     )
+    connection.execute("CREATE INDEX temp.changed_by_id ON changed (record_id)")
     if is_empty:
         _create(connection, dataset, selection)
     elif connection.execute("SELECT selection FROM state").fetchone() != (selection,):

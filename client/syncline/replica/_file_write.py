@@ -9,7 +9,7 @@ import json as jsonlib
 import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -50,15 +50,10 @@ Row = tuple[str, int, int, bytes | None, bytes]
 """record_id, revision, commit_time_us, json (None: gone), entry."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """The last change of one record."""
+_Made = tuple[Change[T], bytes]
+"""What changed something, and the entry that was there before; empty: none."""
 
-    revision: int
-    commit_time_us: int
-    json: bytes | None
-    kind: int
-    reason: int
+_CHANGED: Final = "(record_id, kind, revision, commit_time_us, reason, before)"
 
 
 class Writer(Generic[T]):
@@ -77,6 +72,7 @@ class Writer(Generic[T]):
             with schema.told(path):
                 schema.prepare(self._connection, path, dataset, selection)
                 self.point = schema.read_point(self._connection)
+                # Of a new copy that was begun before the file was opened, empty when there is none to go on with.
                 self.new_token, self._tally = schema.read_progress(self._connection)
         except BaseException:
             self._connection.close()
@@ -117,6 +113,7 @@ class Writer(Generic[T]):
         schema.write_progress(self._connection, b"", self._tally)
         self._connection.execute("COMMIT")
         self._is_new_copy, self._has_index, self._blocks = True, False, None
+        self.new_token = b""
 
     def take(self, batches: Sequence[ChangeBatch[T]], token: bytes) -> None:
         """Take in changes; a new copy together with the token that goes on after them."""
@@ -136,7 +133,7 @@ class Writer(Generic[T]):
             self._connection.execute("BEGIN IMMEDIATE")
             self._append(batches)
             self._complete()
-            made: list[Change[T]] = []
+            made: list[_Made[T]] = []
         else:
             made = self._edit(batches)
         if not self._tally.agrees(checkpoint):
@@ -147,7 +144,7 @@ class Writer(Generic[T]):
         elif self._noted:
             self._note_edits(made)
         else:
-            self._direct = made
+            self._direct = [change for change, _ in made]
         if not want_changes:
             self._forget_changes()
         self._commit(point_of(checkpoint, self._tally))
@@ -206,18 +203,19 @@ class Writer(Generic[T]):
         self._forget_changes()
         if want_changes:
             self._connection.execute(
-                "INSERT INTO changed (record_id, kind, revision, commit_time_us, reason) SELECT record_id, ?, ?, ?, 0 "
+                f"INSERT INTO changed {_CHANGED} SELECT record_id, ?, ?, ?, 0, x'00' "
                 "FROM record WHERE NOT EXISTS (SELECT 1 FROM new_record WHERE record_id = record.record_id)",
                 (self._vanished, checkpoint.revision, time_us(checkpoint.commit_time)),
             )
             self._connection.execute(
-                "INSERT INTO changed (record_id, kind, revision, commit_time_us, reason) "
-                f"SELECT record_id, {PUT}, revision, commit_time_us, 0 FROM new_record WHERE entry IS NOT "
+                f"INSERT INTO changed {_CHANGED} "
+                f"SELECT record_id, {PUT}, revision, commit_time_us, 0, x'00' FROM new_record WHERE entry IS NOT "
                 "(SELECT entry FROM record WHERE record_id = new_record.record_id) ORDER BY rowid"
             )
             (self._noted,) = self._connection.execute("SELECT ifnull(max(place), 0) FROM changed").fetchone()
         schema.swap(self._connection)
         self._is_new_copy = False
+        self.new_token = b""
 
     # -- changes to a copy with an index --------------------------------------------------------------------
 
@@ -225,7 +223,7 @@ class Writer(Generic[T]):
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
 
-    def _edit(self, batches: Sequence[ChangeBatch[T]]) -> list[Change[T]]:
+    def _edit(self, batches: Sequence[ChangeBatch[T]]) -> "list[_Made[T]]":
         """Apply changes, the last one of each record; returns those that changed something."""
         edits: dict[str, tuple[ChangeBatch[T], int]] = {}
         for batch in batches:
@@ -250,11 +248,13 @@ class Writer(Generic[T]):
             )
             for (batch, i), entry in zip(puts, entries, strict=True)
         }
-        changed = self._replace(rows, [record_id for record_id in edits if record_id not in rows])
-        return [batch[i] for record_id, (batch, i) in edits.items() if record_id in changed]
+        before = self._replace(rows, [record_id for record_id in edits if record_id not in rows])
+        return [
+            (batch[i], before[record_id]) for record_id, (batch, i) in edits.items() if record_id in before
+        ]
 
-    def _replace(self, rows: dict[str, Row], gone: Sequence[str]) -> set[str]:
-        """Put rows and drop others, with the tally; returns the ids of which something changed."""
+    def _replace(self, rows: dict[str, Row], gone: Sequence[str]) -> dict[str, bytes]:
+        """Put rows and drop others, with the tally; returns what was there, where that changed (nothing: empty)."""
         self._begin_edits()
         self._blocks = None
         old = self._entries_of([*rows, *gone])
@@ -271,8 +271,8 @@ class Writer(Generic[T]):
             " ON CONFLICT (record_id) DO UPDATE SET revision = excluded.revision, "
             "commit_time_us = excluded.commit_time_us, json = excluded.json, entry = excluded.entry",
         )
-        changed = {record_id for record_id, row in rows.items() if old.get(record_id) != row[4]}
-        return changed | {record_id for record_id in gone if record_id in old}
+        before = {i: old.get(i, b"") for i, row in rows.items() if old.get(i) != row[4]}
+        return before | {record_id: old[record_id] for record_id in gone if record_id in old}
 
     def _entries_of(self, record_ids: Sequence[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -295,15 +295,22 @@ class Writer(Generic[T]):
 
     # -- what was changed -----------------------------------------------------------------------------------
 
-    def _note_edits(self, made: Iterable[Change[T]]) -> None:
+    def _note_edits(self, made: "Iterable[_Made[T]]") -> None:
         """Keep changes, of which there may be many, until they are proven and told."""
         rows = [
-            (change.record_id, _kind(change), change.revision, change.commit_time_us, int(change.reason))
-            for change in made
+            (
+                change.record_id,
+                _kind(change),
+                change.revision,
+                change.commit_time_us,
+                int(change.reason),
+                before,
+            )
+            for change, before in made
         ]
         for part in _parts(rows, _CHUNKS[0]):
-            sql = "INSERT INTO changed (record_id, kind, revision, commit_time_us, reason) VALUES "
-            sql += ", ".join(["(?, ?, ?, ?, ?)"] * len(part))
+            places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(part))
+            sql = f"INSERT INTO changed {_CHANGED} VALUES {places}"
             self._connection.execute(sql, tuple(chain.from_iterable(part)))
         self._noted += len(rows)
 
@@ -314,27 +321,28 @@ class Writer(Generic[T]):
         self._noted = self._told = 0
 
     def take_changes(self, decode: Callable[[bytes], T]) -> list[Change[T]]:
-        """The next changes of the last commit; those that were changed again since are left out."""
+        """The next changes of the last commit: of each record the last one, if it is not as it was before."""
         if self._direct:
             direct, self._direct = self._direct[:_CHANGES_AT_ONCE], self._direct[_CHANGES_AT_ONCE:]
             return direct
         while self._told < self._noted:
             rows = self._connection.execute(
-                "SELECT changed.record_id, kind, changed.revision, changed.commit_time_us, reason, record.revision, "
-                "CAST(json AS BLOB) FROM changed LEFT JOIN record ON record.record_id = changed.record_id "
-                "WHERE place > ? AND place <= ? ORDER BY place",
+                "SELECT c.record_id, c.kind, c.revision, c.commit_time_us, c.reason, CAST(json AS BLOB) "
+                "FROM changed AS c LEFT JOIN record ON record.record_id = c.record_id "
+                "WHERE c.place > ? AND c.place <= ? "
+                "AND c.place = (SELECT max(place) FROM changed WHERE record_id = c.record_id) "
+                "AND ifnull(entry, x'') != (SELECT before FROM changed WHERE record_id = c.record_id ORDER BY place) "
+                "ORDER BY c.place",
                 (self._told, self._told + _CHANGES_AT_ONCE),
             ).fetchall()
             self._told += _CHANGES_AT_ONCE
-            if changes := [
-                self._change(row, decode) for row in rows if (row[1] == PUT) == (row[2] == row[5])
-            ]:
-                return changes
+            if rows:
+                return [self._change(row, decode) for row in rows]
         self._forget_changes()
         return []
 
     def _change(self, row: Any, decode: Callable[[bytes], T]) -> Change[T]:
-        record_id, kind, revision, commit_time_us, reason, _, json = row
+        record_id, kind, revision, commit_time_us, reason, json = row
         common: Any = {
             "record_id": record_id,
             "revision": revision,
@@ -372,7 +380,7 @@ class Writer(Generic[T]):
             put.record_id: (put.record_id, put.revision, put.commit_time_us, put.json, entry)
             for put, entry in zip(puts, entries, strict=True)
         }
-        changed = self._replace(rows, gone)
+        before = self._replace(rows, gone)
         kind = Delete if self._vanished == DELETE else Remove
         removed: list[Change[T]] = [
             kind(
@@ -383,9 +391,9 @@ class Writer(Generic[T]):
                 token=b"",
             )
             for record_id in gone
-            if record_id in changed
         ]
-        self._note_edits([*(put for put in puts if put.record_id in changed), *removed])
+        made = [change for change in (*puts, *removed) if change.record_id in before]
+        self._note_edits((change, before[change.record_id]) for change in made)
 
     def recount(self) -> bool:
         """Compute the digests of all records from their bytes; whether they are as they were."""
