@@ -208,6 +208,41 @@ class MemoryStore(Store):
     ) -> Page:
         return self._table(dataset_number).page(after, max_changes, max_bytes, seen_revision)
 
+    async def read_named_changes(
+        self,
+        dataset_number: int,
+        record_ids: Sequence[str],
+        *,
+        after: int,
+        through_revision: int,
+        max_bytes: int,
+        seen_revision: int = 0,
+    ) -> Page:
+        table = self._table(dataset_number)
+        named = {
+            k: row
+            for k, row in table.rows.items()
+            if k in record_ids
+            and row.data is not None
+            and row.position > after
+            and row.revision <= through_revision
+        }
+        kept, size = {}, 0
+        for k, row in named.items():
+            size += len(k) + len(row.data)
+            if kept and size > max_bytes:
+                break
+            kept[k] = row
+        last = list(kept.values())[-1] if kept else None
+        return Page(
+            changes=Table(head=table.head, rows=kept).changes(0),
+            last_position=last.position if last else after,
+            last_revision=last.revision if last else 0,
+            complete=len(kept) == len(named),
+            head=table.head,
+            seen_commit_id=table.commit_ids.get(seen_revision),
+        )
+
     async def read_head(self, dataset_number: int) -> Head:
         return self._table(dataset_number).head
 

@@ -740,13 +740,29 @@ class ModelStore(Store):
 
     async def read_changes(self, dataset_number, *, after, max_changes, max_bytes, seen_revision=0):
         state = self._state(dataset_number)
-        head = state.head()
         following = sorted(
             ((r, row) for r, row in state.rows.items() if row.position > after),
             key=lambda item: item[1].position,
         )
+        return self._page(state, following, following[:max_changes], after, max_bytes, seen_revision)
+
+    async def read_named_changes(
+        self, dataset_number, record_ids, *, after, through_revision, max_bytes, seen_revision=0
+    ):
+        state = self._state(dataset_number)
+        following = sorted(
+            (
+                (record_id, row)
+                for record_id, row in state.live().items()
+                if record_id in record_ids and row.position > after and row.revision <= through_revision
+            ),
+            key=lambda item: item[1].position,
+        )
+        return self._page(state, following, following, after, max_bytes, seen_revision)
+
+    def _page(self, state, following, allowed, after, max_bytes, seen_revision):
         page, size = [], 0
-        for record_id, row in following[:max_changes]:
+        for record_id, row in allowed:
             size += len(record_id.encode()) + len(row.data or b"")
             if page and size > max_bytes:
                 break
@@ -760,7 +776,7 @@ class ModelStore(Store):
             last_position=page[-1][1].position if page else after,
             last_revision=page[-1][1].revision if page else 0,
             complete=len(page) == len(following),
-            head=head,
+            head=state.head(),
             seen_commit_id=seen,
         )
 

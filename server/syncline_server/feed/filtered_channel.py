@@ -6,6 +6,7 @@ from typing import Final
 
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import Channel, Waiter, judge_page, read_page
+from syncline_server.feed.filtered_first import Step, in_first_part, read_members
 from syncline_server.feed.filtered_hub import Hub
 from syncline_server.feed.filtered_members import Follower, Members, State
 from syncline_server.feed.filtered_rows import Columns, select
@@ -146,13 +147,18 @@ class FilteredChannel(Channel, Follower):
 
         Raises NotFound(DATASET_NOT_FOUND) and the store's troubles.
         """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _READ_ON_SECONDS
+        if start is not None and (frame := self._go_on_unread(start)) is not None:
+            return frame
+        if in_first_part(start) and not await self._hub.reach(self.members, 0, seconds=_PATIENCE_SECONDS):
+            # The members are still being counted. Reading everything here as well would only hold that up.
+            if start is not None:
+                return self.maker.step(start, start, Head(revision=start.seen_revision), _NOTHING, 0)
+            max_changes = 1
+        until = asyncio.get_running_loop().time() + _READ_ON_SECONDS
         columns, position, folded = Columns(), start, 0
         while True:
-            page = await read_page(
-                self._store, self._dataset_number, position, max_changes=max_changes, max_bytes=max_bytes
-            )
+            step = await self._read_step(position, max_changes, max_bytes)
+            page = step.page
             self._metrics.ring_misses.inc()
             reason = judge_page(self.maker, position, page, self._store.info.histories)
             if reason is not None and position is start:
@@ -160,18 +166,57 @@ class FilteredChannel(Channel, Follower):
                 return self.maker.reset(start, reason, page.head)
             if reason is not None:
                 break  # what was read until now is good; the next page is judged again
-            base_revision = page.head.revision if position is None else position.base_revision
-            select(self.selection, page.changes, base_revision, columns)
-            reached = tokens.pass_over(position, page, self.maker.origin)
-            folded += tokens.folded(position, reached, len(page.changes))
-            position = reached
-            if page.complete and (own := await self._own_head(page.head)) is not None:
-                end = tokens.at_head(self.maker.origin, own)
-                return self.maker.step(start, end, own, columns.changes(), folded)
-            if columns or loop.time() >= until:
+            select(self.selection, page.changes, step.end.base_revision, columns)
+            folded += tokens.folded(position, step.end, len(page.changes))
+            position = step.end
+            if position.position == page.head.last_position:
+                own = await self._own_head(page.head)
+                if own is not None:
+                    end = tokens.at_head(self.maker.origin, own)
+                    return self.maker.step(start, end, own, columns.changes(), folded)
+            if columns or asyncio.get_running_loop().time() >= until:
                 break
         assert position is not None
         return self.maker.step(start, position, page.head, columns.changes(), folded)
+
+    async def _read_step(self, position: Position | None, max_changes: int, max_bytes: int) -> Step:
+        """By members while that is possible, else by position."""
+        if in_first_part(position):
+            step = await read_members(
+                self._store,
+                self._dataset_number,
+                self._hub,
+                self.members,
+                self.maker.origin,
+                position,
+                max_changes=max_changes,
+                max_bytes=max_bytes,
+            )
+            if step is not None:
+                return step
+        page = await read_page(
+            self._store, self._dataset_number, position, max_changes=max_changes, max_bytes=max_bytes
+        )
+        return Step(page=page, end=tokens.pass_over(position, page, self.maker.origin))
+
+    def _go_on_unread(self, start: Position) -> Frame | None:
+        """Go on to the ledger's head from a checkpoint since which nothing concerned the copy.
+
+        Everything after it was looked at here, so no page has to be judged. None: that is not known.
+        """
+        ledger, tail = self._hub.ledger, self.ring.tail
+        head, passed = ledger.head, ledger.head_at(start.revision)
+        if not start.complete or head is None or head.revision < self._hub.heard_revision:
+            return None
+        if tail is None or start.revision < tail.revision:
+            return None
+        if passed is None or passed.commit_id != start.seen_commit_id:
+            return None
+        before, own = ledger.passed(passed), self._settle_at(head)
+        if before is None or own is None:
+            return None
+        end = tokens.at_head(self.maker.origin, own)
+        return self.maker.step(start, end, own, _NOTHING, ledger.folded - before)
 
     async def _own_head(self, head: Head) -> Head | None:
         """What the copy holds at a head that was read; None: not known there, so read on."""

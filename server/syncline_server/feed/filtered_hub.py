@@ -75,6 +75,8 @@ class Hub:
             ledger.deliver(members, columns, appended.head, folded)
         ledger.move(appended.head, folded)
         self._arrive()
+        if ledger.retired:
+            self._start()
 
     def hear(self, revision: int) -> None:
         """Hear that the dataset has reached a revision."""

@@ -7,8 +7,9 @@ tells which of them want it, the holders which of them have the record.
 
 import enum
 from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Final
@@ -86,6 +87,30 @@ class MemberRoom:
         return True
 
 
+class Order:
+    """Members of a copy in the order of positions."""
+
+    __slots__ = ("_next", "_revisions", "head_revision", "record_ids")
+
+    def __init__(self, entries: Mapping[str, int], head_revision: int) -> None:
+        self.head_revision = head_revision
+        self.record_ids = list(entries)
+        self._revisions = [entry >> _DIGEST_BITS for entry in entries.values()]
+        self._next: dict[int, int] = {}
+
+    def first(self, revision: int, position: int) -> int:
+        """Index from which members lie behind a place, except for some of that very revision."""
+        return self._next.get(position) or bisect_left(self._revisions, revision)
+
+    def end(self, revision: int) -> int:
+        """Index behind the last member up to a revision."""
+        return bisect_right(self._revisions, revision)
+
+    def note(self, position: int, index: int) -> None:
+        """Remember that what lies behind a position begins here."""
+        self._next[position] = index
+
+
 class Members:
     """The account of one filtered copy."""
 
@@ -100,7 +125,7 @@ class Members:
         self._sum = 0
         self._history: deque[tuple[int, int, int]] = deque(maxlen=_REMEMBERED)
         """(revision, count, digest) after the newest deliveries."""
-        self._order: tuple[int, list[str], list[int]] | None = None
+        self._order: Order | None = None
 
     def put(self, record_id: str, revision: int, data: bytes) -> bool:
         """Note a record that matches; return whether it is a new member."""
@@ -130,19 +155,19 @@ class Members:
                 return count, digest
         return None
 
-    def ordered(self, base_revision: int, head_revision: int) -> tuple[Sequence[str], Sequence[int]]:
-        """Ids and revisions in the order of positions, as they were at ``base_revision`` or later.
+    def in_order(self, base_revision: int, head_revision: int) -> "Order":
+        """Members in the order of positions, as they were at ``base_revision`` or later.
 
-        ``head_revision`` is that of the ledger. What is made is kept: it serves every base up to that head.
+        ``head_revision`` is the ledger's. What is made is kept, until ``forget_order``: it serves every base up to
+        that head, because a record that has not changed since the base is in every later order too.
         """
         order = self._order
-        if order is None or order[0] < base_revision:
-            revisions = [entry >> _DIGEST_BITS for entry in self.entries.values()]
-            order = self._order = (head_revision, list(self.entries), revisions)
-        return order[1], order[2]
+        if order is None or order.head_revision < base_revision:
+            order = self._order = Order(self.entries, head_revision)
+        return order
 
     def forget_order(self) -> None:
-        """Free what ``ordered`` made."""
+        """Free what ``in_order`` made."""
         self._order = None
 
     def clear(self) -> dict[str, int]:
@@ -350,35 +375,37 @@ class Ledger:
             if data:
                 row = Row(record_id, revision, commit_time_us, data)
                 for members in index.matching(row):
-                    if members.state is not state:
-                        continue
-                    body = members.selection.project(row)
-                    if members.put(record_id, revision, body):
-                        self._holders.add(record_id, members)
-                        self._room.used += 1
-                        if self._room.used > self._room.limit and not self._room.has_room():
-                            self._give_up(members)
-                            continue
-                    if stretch is not None:
-                        self._gather(
-                            stretch,
-                            members,
-                            record_id,
-                            body,
-                            revision,
-                            commit_time_us,
-                            ChangeKind.PUT,
-                            reason,
-                        )
-            kind = ChangeKind.REMOVE if data else ChangeKind.DELETE
+                    if members.state is state:
+                        self._put(members, row, reason, stretch)
             for members in self._holders.of(record_id):
                 if members.state is state and not members.holds(record_id, revision):
                     members.discard(record_id)
                     self._holders.discard(record_id, members)
                     self._room.used -= 1
                     if stretch is not None:
+                        kind = ChangeKind.REMOVE if data else ChangeKind.DELETE
                         self._gather(stretch, members, record_id, b"", revision, commit_time_us, kind, reason)
         return looked
+
+    def _put(self, members: Members, row: Row, reason: int, stretch: Stretch | None) -> None:
+        body = members.selection.project(row)
+        if members.put(row.record_id, row.revision, body):
+            self._holders.add(row.record_id, members)
+            self._room.used += 1
+            if not self._room.has_room():
+                self._give_up(members)
+                return
+        if stretch is not None:
+            self._gather(
+                stretch,
+                members,
+                row.record_id,
+                body,
+                row.revision,
+                row.update_time_us,
+                ChangeKind.PUT,
+                reason,
+            )
 
     def _gather(
         self,

@@ -402,6 +402,23 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def read_named_changes(
+        self,
+        dataset_number: int,
+        record_ids: Sequence[str],
+        *,
+        after: int,
+        through_revision: int,
+        max_bytes: int,
+        seen_revision: int = 0,
+    ) -> Page:
+        """Read those of these records, a few thousand at most, that exist and have not changed since a revision.
+
+        The page is as of ``read_changes``: newest versions after position ``after``, none of them above
+        ``through_revision``. ``complete`` tells here that none was left out because of ``max_bytes``.
+        """
+
+    @abstractmethod
     async def read_head(self, dataset_number: int) -> Head:
         """Read the head. Raises NotFound(DATASET_NOT_FOUND)."""
 

@@ -30,6 +30,7 @@ from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Stor
 from syncline_server.store.sqlite import (
     catalog,
     entries,
+    named_changes,
     producers,
     reads,
     rebuild,
@@ -409,6 +410,27 @@ class SqliteStore(Store):
             dataset_number,
             after=after,
             max_changes=max_changes,
+            max_bytes=max_bytes,
+            seen_revision=seen_revision,
+        )
+
+    async def read_named_changes(
+        self,
+        dataset_number: int,
+        record_ids: Sequence[str],
+        *,
+        after: int,
+        through_revision: int,
+        max_bytes: int,
+        seen_revision: int = 0,
+    ) -> Page:
+        """See Store."""
+        return await self._readers.read(
+            named_changes.read_named_changes,
+            dataset_number,
+            record_ids,
+            after=after,
+            through_revision=through_revision,
             max_bytes=max_bytes,
             seen_revision=seen_revision,
         )
