@@ -454,7 +454,6 @@ class Dataset(Generic[T]):
         fields: Iterable[str] | None = None,
         replica_id: str | None = None,
         on_error: "OnError[T] | None" = None,
-        options: FeedOptions = DEFAULT_OPTIONS,
     ) -> "Replica[T]":
         """An exact copy that keeps itself, to be entered with ``async with``: in memory, or in a SQLite file.
 
@@ -472,7 +471,6 @@ class Dataset(Generic[T]):
             selection=selection_of(filter, fields),
             decode=self._codec.decode,
             connection=lambda: self._client.connection,
-            options=options,
             replica_id=replica_id or "",
         )
         return Replica(origin, path, on_error=on_error)

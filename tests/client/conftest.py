@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 import syncline
+from support.scripted_replica import Subscribed
 from support.scripted_server import ScriptedServer, scripted_server
 
 
@@ -22,3 +23,9 @@ async def scripted() -> AsyncIterator[ScriptedServer]:
 async def client(scripted: ScriptedServer) -> AsyncIterator[syncline.Client]:
     async with scripted.client() as client:
         yield client
+
+
+@pytest.fixture
+def stream(scripted: ScriptedServer) -> Subscribed:
+    """What replicas are told."""
+    return Subscribed(scripted)

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 import syncline
+from support.scripted_replica import Subscribed
 from support.scripted_server import Refuse, ScriptedServer, changes, checkpoint, reset
 from support.waiting import until
-from syncline import Delete, FeedOptions, Put, ReplicaState
-from syncline._call import RetryPolicy
-
-QUICK = FeedOptions(reconnect=RetryPolicy(attempts=None, first_seconds=0.001, max_seconds=0.005))
+from syncline import Delete, Put, ReplicaState
 
 A = ("a", b'{"v":1}', 1)
 B = ("b", b'{"v":2}', 2)
@@ -26,37 +24,10 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 
 def replica_of(client: syncline.Client, path: Path | None, **given: Any) -> syncline.Replica[Any]:
-    given.setdefault("options", QUICK)
     return client.dataset("books").replica(path, **given)
 
 
-class Steps:
-    """A stream that goes on when the test says so."""
-
-    def __init__(self, scripted: ScriptedServer) -> None:
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-        scripted.on["Subscribe"] = self._serve
-
-    async def _serve(self, request: Any, send: Any) -> None:
-        del request
-        while (step := await self._queue.get()) is not None:
-            if isinstance(step, BaseException):
-                raise step
-            await send(syncline.v1.sync_service_pb2.SubscribeResponse(events=step))
-
-    def send(self, *events: Any) -> None:
-        self._queue.put_nowait(events)
-
-    def end(self, error: BaseException | None = None) -> None:
-        self._queue.put_nowait(error)
-
-
-@pytest.fixture
-def stream(scripted: ScriptedServer) -> Steps:
-    return Steps(scripted)
-
-
-async def test_reads_like_a_dict(client: syncline.Client, stream: Steps, path: Path | None) -> None:
+async def test_reads_like_a_dict(client: syncline.Client, stream: Subscribed, path: Path | None) -> None:
     stream.send(changes(0, 3, [A, B, C]), checkpoint(3, [A, B, C]))
 
     async with replica_of(client, path) as replica:
@@ -89,7 +60,7 @@ async def test_reads_like_a_dict(client: syncline.Client, stream: Steps, path: P
 
 
 async def test_g1_changes_show_at_checkpoints_only(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     stream.send(changes(0, 1, [A]), checkpoint(1, [A]))
 
@@ -105,7 +76,7 @@ async def test_g1_changes_show_at_checkpoints_only(
 
 
 async def test_t65_reset_serves_the_old_copy_until_the_new_one_is_complete(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     """F61: never empty, never partial; callbacks fire for what vanished."""
     stream.send(changes(0, 2, [A, B]), checkpoint(2, [A, B]))
@@ -136,7 +107,7 @@ async def test_t65_reset_serves_the_old_copy_until_the_new_one_is_complete(
 
 
 async def test_reset_that_brings_the_same_tells_nothing(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     stream.send(changes(0, 2, [A, B]), checkpoint(2, [A, B]))
     seen: list[Any] = []
@@ -152,7 +123,7 @@ async def test_reset_that_brings_the_same_tells_nothing(
 
 
 async def test_callbacks_and_iterators_hear_in_order(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     heard: list[Any] = []
 
@@ -174,7 +145,7 @@ async def test_callbacks_and_iterators_hear_in_order(
 
 
 async def test_slow_iterator_gets_the_newest(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     async with replica_of(client, path) as replica:
         async with replica.changes() as news:
@@ -189,7 +160,7 @@ async def test_slow_iterator_gets_the_newest(
 
 
 async def test_callback_that_raises_stops_the_replica(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     """F62: loudly, everywhere; what is there can still be read."""
 
@@ -209,7 +180,7 @@ async def test_callback_that_raises_stops_the_replica(
 
 
 async def test_stopped_replica_raises_from_everything(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     stream.end(Refuse("PERMISSION_DENIED", "PERMISSION_DENIED"))
 
@@ -226,7 +197,7 @@ async def test_stopped_replica_raises_from_everything(
             assert isinstance(raised.value.__cause__, syncline.PermissionDenied)
 
 
-async def test_dead_letters(client: syncline.Client, stream: Steps, path: Path | None) -> None:
+async def test_dead_letters(client: syncline.Client, stream: Subscribed, path: Path | None) -> None:
     """F62: with a handler the replica goes on."""
     letters: list[Any] = []
     heard: list[str] = []
@@ -248,7 +219,7 @@ async def test_dead_letters(client: syncline.Client, stream: Steps, path: Path |
 
 
 async def test_t69_unknown_kind_of_event_stops_it_before_the_token(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     """T69: an explicit error, and the token is not advanced."""
     unknown = syncline.v1.feed_pb2.FeedEvent()
@@ -265,7 +236,7 @@ async def test_t69_unknown_kind_of_event_stops_it_before_the_token(
 
 
 async def test_unproven_checkpoints_are_taken_as_such(
-    client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     stream.send(changes(0, 1, [A]), checkpoint(1, record_count=-1, digest=b""))
 
@@ -277,7 +248,7 @@ async def test_unproven_checkpoints_are_taken_as_such(
 
 
 async def test_filter_and_fields_are_asked_for_and_removes_taken_in(
-    scripted: ScriptedServer, client: syncline.Client, stream: Steps, path: Path | None
+    client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     batch = changes(1, 2, [("a", None, 2), ("x", None, 2)])
     batch.changes.kinds[:] = [3, 3]
@@ -292,13 +263,29 @@ async def test_filter_and_fields_are_asked_for_and_removes_taken_in(
         await until(lambda: seen)
         assert len(replica) == 0
 
-    (request,) = scripted.requests["Subscribe"]
+    (request,) = stream.adds
     assert (request.filter, list(request.read_mask.paths)) == ("v = 1", ["v"])
     assert [type(change) for change in seen] == [syncline.Remove]
 
 
+async def test_says_how_far_it_has_come(
+    client: syncline.Client, stream: Subscribed, path: Path | None
+) -> None:
+    """An ack says that a checkpoint was brought to where it stays, not that it was received."""
+    stream.send(changes(0, 1, [A]), checkpoint(1, [A]))
+
+    async with replica_of(client, path, replica_id="kiosk-7") as replica:
+        await replica.ready(timeout_seconds=10)
+        await stream.feed.until(lambda: [ack[2] for ack in stream.feed.last.acks] == [1])
+        stream.send(changes(1, 2, [B]))
+        stream.send(checkpoint(2, [A, B]))
+        await stream.feed.until(lambda: [ack[2] for ack in stream.feed.last.acks] == [1, 2])
+
+    assert [add.replica_id for add in stream.adds] == ["kiosk-7"]
+
+
 async def test_fresh_asks_for_the_head_and_waits(
-    scripted: ScriptedServer, client: syncline.Client, stream: Steps, path: Path | None
+    scripted: ScriptedServer, client: syncline.Client, stream: Subscribed, path: Path | None
 ) -> None:
     from support.scripted_server import a_dataset, catalog_service_pb2
 
@@ -317,8 +304,10 @@ async def test_fresh_asks_for_the_head_and_waits(
         assert replica.revision == 2
 
 
-async def test_closing_the_client_stops_it(scripted: ScriptedServer, path: Path | None) -> None:
-    scripted.streams([[changes(0, 1, [A]), checkpoint(1, [A])]])
+async def test_closing_the_client_stops_it(
+    scripted: ScriptedServer, stream: Subscribed, path: Path | None
+) -> None:
+    stream.send(changes(0, 1, [A]), checkpoint(1, [A]))
     async with scripted.client() as client:
         replica = await replica_of(client, path).__aenter__()
         await replica.ready(timeout_seconds=10)
@@ -328,7 +317,7 @@ async def test_closing_the_client_stops_it(scripted: ScriptedServer, path: Path 
     await replica.__aexit__(None)
 
 
-async def test_is_opened_once(client: syncline.Client, stream: Steps) -> None:
+async def test_is_opened_once(client: syncline.Client, stream: Subscribed) -> None:
     replica = replica_of(client, None)
     with pytest.raises(RuntimeError, match="not open"):
         replica["a"]

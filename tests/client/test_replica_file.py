@@ -1,6 +1,5 @@
 """File replicas: mending, one writing process, what is on disk (G7; F61; T66-T68)."""
 
-import asyncio
 import logging
 import sqlite3
 from datetime import timedelta
@@ -11,18 +10,15 @@ import pytest
 
 import syncline
 from support.digest_ranges import serve
+from support.scripted_replica import Subscribed
 from support.scripted_server import Refuse, ScriptedServer, changes, checkpoint
 from support.waiting import until
-from syncline import FeedOptions, ReplicaState
-from syncline._call import RetryPolicy
-
-QUICK = FeedOptions(reconnect=RetryPolicy(attempts=None, first_seconds=0.001, max_seconds=0.005))
+from syncline import ReplicaState
 
 ROWS = [(f"k{i:03}", b'{"v":%d}' % i, 1 + i // 100) for i in range(400)]
 
 
 def replica_of(client: syncline.Client, path: Path, **given: Any) -> syncline.Replica[Any]:
-    given.setdefault("options", QUICK)
     return client.dataset("books").replica(path, **given)
 
 
@@ -31,10 +27,10 @@ def content(rows: Any = ROWS) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.fixture
-async def path(scripted: ScriptedServer, client: syncline.Client, tmp_path: Path) -> Path:
+async def path(scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, tmp_path: Path) -> Path:
     """A file that was brought to revision 4 and closed."""
     path = tmp_path / "books.db"
-    scripted.streams([[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
+    stream.script([[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
     async with replica_of(client, path) as replica:
         await replica.ready(timeout_seconds=10)
     return path
@@ -47,14 +43,10 @@ def edit(path: Path, sql: str) -> None:
     connection.close()
 
 
-def tokens(scripted: ScriptedServer) -> list[bytes]:
-    return [request.token for request in scripted.requests["Subscribe"]]
-
-
 async def test_g11_goes_on_where_it_was(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
-    scripted.streams([[changes(4, 5, [("k000", None, 5)]), checkpoint(5, ROWS[1:])]])
+    stream.script([[changes(4, 5, [("k000", None, 5)]), checkpoint(5, ROWS[1:])]])
 
     async with replica_of(client, path) as replica:
         assert (len(replica), replica["k000"], replica.revision) == (400, {"v": 0}, 4)
@@ -64,13 +56,13 @@ async def test_g11_goes_on_where_it_was(
         await replica.wait_for(5, timeout_seconds=10)
         assert "k000" not in replica
 
-    assert tokens(scripted) == [b"", b"c4"]
+    assert stream.tokens == [b"", b"c4"]
 
 
 async def test_is_of_use_without_a_server(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
-    scripted.streams([Refuse("UNAVAILABLE")])
+    stream.script([Refuse("UNAVAILABLE")])
 
     async with replica_of(client, path) as replica:
         assert replica["k001"] == {"v": 1}
@@ -80,11 +72,15 @@ async def test_is_of_use_without_a_server(
 
 
 async def test_t68_damaged_row_is_found_and_only_that_is_fetched(
-    scripted: ScriptedServer, client: syncline.Client, path: Path, caplog: pytest.LogCaptureFixture
+    scripted: ScriptedServer,
+    stream: Subscribed,
+    client: syncline.Client,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """T68: also when nothing happens in the dataset."""
     edit(path, """UPDATE record SET json = '{"v":"evil"}' WHERE record_id = 'k123'""")
-    scripted.streams([[checkpoint(4, ROWS)]])
+    stream.script([[checkpoint(4, ROWS)]])
     serve(scripted, content(), 4)
 
     with caplog.at_level(logging.WARNING, "syncline.replica"):
@@ -102,14 +98,16 @@ async def test_t68_damaged_row_is_found_and_only_that_is_fetched(
     assert "is not what was written" in caplog.text
     assert "looking for what differs" in caplog.text
     assert "Subscribe" not in caplog.text
-    assert tokens(scripted) == [b"", b"c4"]
+    assert stream.tokens == [b"", b"c4"]
 
 
-async def test_t68_lost_and_added_rows(scripted: ScriptedServer, client: syncline.Client, path: Path) -> None:
+async def test_t68_lost_and_added_rows(
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
+) -> None:
     edit(path, "DELETE FROM record WHERE record_id BETWEEN 'k100' AND 'k109'")
     edit(path, "INSERT INTO record VALUES ('k0005', 1, 1, '{}', zeroblob(16))")
     later = [*ROWS, ("new", b"{}", 5)]
-    scripted.streams([[changes(4, 5, [("new", b"{}", 5)]), checkpoint(5, later)]])
+    stream.script([[changes(4, 5, [("new", b"{}", 5)]), checkpoint(5, later)]])
     serve(scripted, content(later), 5)
 
     async with replica_of(client, path) as replica:
@@ -120,43 +118,36 @@ async def test_t68_lost_and_added_rows(scripted: ScriptedServer, client: synclin
 
 
 async def test_mended_with_newer_records_it_is_proven_when_the_feed_has_come_so_far(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
     """The dataset moves on while it is looked into; until then the state before is served."""
     newer = content() | {"k123": (b"{}", 6)}
     edit(path, "DELETE FROM record WHERE record_id = 'k123'")
-    go_on = asyncio.Event()
-
-    async def stream(request: Any, send: Any) -> None:
-        del request
-        for event in (checkpoint(4, ROWS), changes(4, 5), checkpoint(5, ROWS)):
-            await send(syncline.v1.sync_service_pb2.SubscribeResponse(events=[event]))
-        await go_on.wait()
-        rows = [(i, d, r) for i, (d, r) in newer.items()]
-        events = [changes(5, 6, [("k123", b"{}", 6)]), checkpoint(6, rows)]
-        await send(syncline.v1.sync_service_pb2.SubscribeResponse(events=events))
-        await asyncio.Event().wait()
-
-    scripted.on["Subscribe"] = stream
+    rows = [(record_id, data, revision) for record_id, (data, revision) in newer.items()]
+    stream.script([[checkpoint(4, ROWS)], [changes(4, 5), checkpoint(5, ROWS)]])
     serve(scripted, newer, 6)
 
     async with replica_of(client, path) as replica:
         await until(lambda: replica.repairs)
         assert (replica.state, replica.revision, "k123" in replica) == (ReplicaState.MENDING, 4, False)
-        go_on.set()
+        stream.send(changes(5, 6, [("k123", b"{}", 6)]), checkpoint(6, rows))
         await replica.wait_for(6, timeout_seconds=10)
         assert replica["k123"] == {}
         assert replica.state is ReplicaState.LIVE
 
 
 async def test_t68_what_cannot_be_mended_is_fetched_anew(
-    scripted: ScriptedServer, client: syncline.Client, path: Path, caplog: pytest.LogCaptureFixture
+    scripted: ScriptedServer,
+    stream: Subscribed,
+    client: syncline.Client,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A server that does not offer digests, and one whose digests are wrong."""
     for answer in (Refuse("UNIMPLEMENTED"), None):
         edit(path, "DELETE FROM record WHERE record_id = 'k007'")
-        scripted.streams([[checkpoint(4, ROWS)]], [[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
-        scripted.requests.clear()
+        stream.script([[checkpoint(4, ROWS)]], [[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
+        stream.adds.clear()
         if answer is not None:
             scripted.script("DigestRanges", answer)
         else:
@@ -166,14 +157,14 @@ async def test_t68_what_cannot_be_mended_is_fetched_anew(
             await until(lambda: replica.is_verified)
             assert len(replica) == 400
 
-        assert tokens(scripted) == [b"c4", b""]
+        assert stream.tokens == [b"c4", b""]
     assert caplog.text.count("everything is fetched anew") == 2
 
 
 async def test_verify_looks_at_the_bytes(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
-    scripted.streams([[checkpoint(4, ROWS)]])
+    stream.script([[checkpoint(4, ROWS)]])
     serve(scripted, content(), 4)
 
     async with replica_of(client, path) as replica:
@@ -185,18 +176,10 @@ async def test_verify_looks_at_the_bytes(
 
 
 async def test_t67_second_one_reads_along_and_takes_over(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
     """T67: one writes; what it commits is seen; and when it ends another one goes on."""
-    steps: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def stream(request: Any, send: Any) -> None:
-        del request
-        while True:
-            await send(syncline.v1.sync_service_pb2.SubscribeResponse(events=await steps.get()))
-
-    scripted.on["Subscribe"] = stream
-    steps.put_nowait([checkpoint(4, ROWS)])
+    stream.script([[checkpoint(4, ROWS)]])
     first = replica_of(client, path)
     await first.__aenter__()
     await first.ready(timeout_seconds=10)
@@ -211,26 +194,30 @@ async def test_t67_second_one_reads_along_and_takes_over(
                 refused()
         with pytest.raises(syncline.ReplicaReadOnly):
             await second.verify()
-        steps.put_nowait([changes(4, 5, [("k000", None, 5)]), checkpoint(5, ROWS[1:])])
+        stream.send(changes(4, 5, [("k000", None, 5)]), checkpoint(5, ROWS[1:]))
         await second.wait_for(5, timeout_seconds=10)
         assert (len(second), "k000" in second) == (399, False)
         assert second.staleness is not None
 
+        stream.script([[changes(5, 6, [("k001", None, 6)]), checkpoint(6, ROWS[2:])]])
         await first.__aexit__(None)
         await until(lambda: not second.is_read_only)
-        steps.put_nowait([changes(5, 6, [("k001", None, 6)]), checkpoint(6, ROWS[2:])])
         await second.wait_for(6, timeout_seconds=10)
         assert second.state is ReplicaState.LIVE
 
 
 async def test_first_copy_goes_on_where_it_was_broken_off(
-    scripted: ScriptedServer, client: syncline.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedServer,
+    stream: Subscribed,
+    client: syncline.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A partial copy is stored with its own token, and nobody sees it."""
     monkeypatch.setattr("syncline.replica._file.ROWS_BUFFERED", 100)
     path = tmp_path / "books.db"
-    pages = [changes(i, i + 1, ROWS[i * 100 : i * 100 + 100]) for i in range(4)]
-    scripted.streams([pages[:3]], [[pages[3], checkpoint(4, ROWS)]])
+    pages = [[changes(i, i + 1, ROWS[i * 100 : i * 100 + 100])] for i in range(4)]
+    stream.script(pages[:3], [*pages[3:], [checkpoint(4, ROWS)]])
 
     async with replica_of(client, path) as replica:
         await until(lambda: stored_token(path) == b"t3")
@@ -239,7 +226,7 @@ async def test_first_copy_goes_on_where_it_was_broken_off(
         await replica.ready(timeout_seconds=10)
         assert len(replica) == 400
 
-    assert tokens(scripted) == [b"", b"t3"]
+    assert stream.tokens == [b"", b"t3"]
 
 
 def stored_token(path: Path) -> bytes:
@@ -260,17 +247,17 @@ async def test_file_is_a_table_for_everybody(path: Path) -> None:
 
 
 async def test_other_filter_begins_anew(
-    scripted: ScriptedServer, client: syncline.Client, path: Path
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, path: Path
 ) -> None:
     """What another filter selected is not shown."""
-    scripted.streams([[changes(0, 4, ROWS[:10]), checkpoint(4, ROWS[:10])]])
+    stream.script([[changes(0, 4, ROWS[:10]), checkpoint(4, ROWS[:10])]])
 
     async with replica_of(client, path, filter="v < 10") as replica:
         assert (len(replica), replica.is_complete) == (0, False)
         await replica.ready(timeout_seconds=10)
         assert len(replica) == 10
 
-    assert tokens(scripted)[-1] == b""
+    assert stream.tokens[-1] == b""
 
 
 async def test_files_that_are_something_else(client: syncline.Client, path: Path, tmp_path: Path) -> None:

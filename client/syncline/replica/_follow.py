@@ -20,6 +20,9 @@ class Feed(Protocol):
     def is_connected(self) -> bool:
         """Whether something came on the present stream."""
 
+    def ack(self, revision: int) -> None:
+        """Tell the server that the copy was brought to a checkpoint."""
+
     async def next_part(self) -> ChangeBatch[Any] | Checkpoint | Reset:
         """The next part. Raises StopAsyncIteration when the feed was closed."""
 
@@ -92,14 +95,14 @@ class Follower(Generic[T]):
         """Deal with a checkpoint. False: a new feed without a token is needed."""
         if self._says_nothing(checkpoint):
             await self._store.touch(checkpoint)
-            self._moved(True)
+            self._shown(checkpoint)
             return True
         while True:
             tally = await self._store.settle(checkpoint, want_changes=bool(self._listeners))
             match self._course.judge(checkpoint, tally):
                 case Verdict.SHOW:
                     self.is_mending = False
-                    self._moved(True)
+                    self._shown(checkpoint)
                     await self._tell()
                     return True
                 case Verdict.WAIT:
@@ -116,6 +119,11 @@ class Follower(Generic[T]):
                     self._course.renew(checkpoint, tally)
                     await self._store.begin()
                     return False
+
+    def _shown(self, checkpoint: Checkpoint) -> None:
+        self._moved(True)
+        if self._feed is not None:
+            self._feed.ack(checkpoint.revision)
 
     def _says_nothing(self, checkpoint: Checkpoint) -> bool:
         """Whether nothing has happened since the last checkpoint, and that one was shown."""

@@ -5,9 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from syncline._reconnect import FeedOptions
 from syncline._selection import Selection
-from syncline.feed import ChangeFeed
+from syncline._subscription import Terms
 from syncline.names import dataset_name
 from syncline.replica._follow import Feed
 from syncline.replica._repair import Mender
@@ -28,26 +27,13 @@ class Origin(Generic[T]):
     decode: Callable[[bytes], T]
     connection: Callable[[], "Connection"]
     """Raises RuntimeError when the client is not open."""
-    options: FeedOptions
     replica_id: str
     """Under which the server knows how far the replica is; empty: it does not."""
 
     def open_feed(self, token: bytes) -> AbstractAsyncContextManager[Feed]:
         """Follow it after a token; an empty one: from nothing."""
-        connection = self.connection()
-        feed = ChangeFeed(
-            connection.subscriptions,
-            connection.caller,
-            self.dataset,
-            token=token,
-            from_now=False,
-            min_revision=0,
-            decode=self.decode,
-            options=self.options,
-            selection=self.selection,
-        )
-        connection.feeds.add(feed)
-        return feed
+        terms = Terms(filter=self.selection.filter, fields=self.selection.fields, replica_id=self.replica_id)
+        return self.connection().updates.subscribe(self.dataset, decode=self.decode, token=token, terms=terms)
 
     async def head(self) -> int:
         """Its newest revision. Raises SynclineError."""
