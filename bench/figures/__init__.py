@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bench.figures import filtered, idle, live, push, replace, sensor, sync
+from bench.figures import filtered, idle, live, push, replace, replica, sensor, sync
 from bench.measure import Measurement
 
 ALL: Mapping[str, Measurement] = {
@@ -17,7 +17,8 @@ ALL: Mapping[str, Measurement] = {
     "sensor_stream": sensor.measure,
     "rss_idle_stream": idle.measure,
     "rss_subscription": idle.measure_subscriptions,
+    "replica_file_cold": replica.measure_cold,
     "replace": replace.measure,
 }
-"""By the name that ``--only`` takes. ``live`` makes live_p50 and live_p99; ``replace`` makes replace_diff and
-sync_resume, which need the same million records."""
+"""By the name that ``--only`` takes. Some make several figures; ``replace`` makes those that need a million records,
+sync_resume and digest_repair among them."""

@@ -112,9 +112,7 @@ async def _latencies(room: Room, systems: Sequence[System], plan: _Plan) -> tupl
 def _figure(name: str, what: str, samples: _Samples) -> Figure:
     """A latency in ms. What went through UpdateFeed is Syncline's value."""
     samples = {"syncline" if key == SynclineFeed.name else key: values for key, values in samples.items()}
-    return Figure(
-        name=name, what=what, unit="ms", better="lower", values=medians(samples), samples=samples
-    )
+    return Figure(name=name, what=what, unit="ms", better="lower", values=medians(samples), samples=samples)
 
 
 def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
@@ -148,7 +146,9 @@ async def measure_many(room: Room) -> Outcome:
     plan = _Plan(each=MANY_EACH, writes=room.pick(20, 10), rounds=3, pause_seconds=0.1)
     systems = (SynclineFeed(), *(peer for name, peer in room.peers.items() if name == "etcd"))
     _, p99 = await _latencies(room, systems, plan)
-    what = f"99th percentile, a write to each of {plan.subscribers:,} subscribers on {CONNECTIONS} connections"
+    what = (
+        f"99th percentile, a write to each of {plan.subscribers:,} subscribers on {CONNECTIONS} connections"
+    )
     figure = _figure("live_1000", what, p99)
     return Outcome(figures=[figure], requirements=_of_etcd(figure.name, figure))
 

@@ -1,9 +1,10 @@
-"""replace_diff and sync_resume: what a small change of a large dataset costs."""
+"""replace_diff, sync_resume and digest_repair: what a small change of a large dataset costs."""
 
 import contextlib
 import random
 from collections.abc import Iterator
 
+from bench.figures.replica import measure_repair
 from bench.machine import peak_resident_bytes
 from bench.measure import Figure, Outcome, Requirement, Room, Stopwatch, at_most, interleaved, medians
 from bench.records import Item, decode_item, make_item
@@ -57,6 +58,7 @@ async def measure(room: Room) -> Outcome:
         load_rate = count / watch.seconds
         replaced = await _replace(room, client, count, running.pid)
         resumed = await _resume(room, client, count)
+        repaired = await measure_repair(room, client, "large", count)
     load = Figure(
         name="replace_load",
         what=f"a first replace session of {count:,} records",
@@ -65,8 +67,8 @@ async def measure(room: Room) -> Outcome:
         values={"syncline": load_rate},
     )
     return Outcome(
-        figures=[load, *replaced.figures, *resumed.figures],
-        requirements=[*replaced.requirements, *resumed.requirements],
+        figures=[load, *replaced.figures, *resumed.figures, *repaired.figures],
+        requirements=[*replaced.requirements, *resumed.requirements, *repaired.requirements],
     )
 
 

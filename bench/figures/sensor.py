@@ -150,7 +150,10 @@ async def _producers(room: Room) -> AsyncIterator[tuple[list[_Stream], list[_Str
 
 @contextlib.asynccontextmanager
 async def _echoes(room: Room) -> AsyncIterator[list[_Stream]]:
-    async with running_echo(room.directory, connections=CONNECTIONS) as channels, contextlib.AsyncExitStack() as stack:
+    async with (
+        running_echo(room.directory, connections=CONNECTIONS) as channels,
+        contextlib.AsyncExitStack() as stack,
+    ):
         calls = [channels[number % CONNECTIONS].stream() for number in range(STREAMS)]
         for call in calls:
             stack.callback(call.cancel)

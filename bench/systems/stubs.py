@@ -14,6 +14,7 @@ import grpc.aio
 from bench.records import Item, encode_item
 from bench.systems.base import Client, Running
 from bench.systems.syncline import Syncline, SynclineClient
+from syncline.names import new_request_id
 from syncline.v1 import push_service_pb2 as push
 from syncline.v1 import sync_service_pb2 as sync
 from syncline.v1 import update_feed_pb2 as feed
@@ -87,6 +88,15 @@ class StubChannel:
         finally:
             call.cancel()
 
+    async def push_one(self, collection: str, item: Item) -> None:
+        """A push of one record that may be repeated, as the SDK sends it."""
+        request = push.PushRequest(
+            source=f"datasets/{collection}/sources/default",
+            records=[encode_item(item)],
+            request_id=new_request_id(),
+        )
+        await self.push.Push(request, metadata=self.metadata)
+
     async def open_producer(self, collection: str, producer_id: str) -> "ProducerCall":
         """Open a producer of the default source."""
         call: Any = self.push.PushStream(metadata=self.metadata)
@@ -131,7 +141,7 @@ class ProducerCall:
 
 
 class FeedClient(Client):
-    """Follows through UpdateFeed; everything else through the SDK."""
+    """Single pushes and UpdateFeed with the stubs; everything else through the SDK."""
 
     def __init__(self, stubs: StubChannel, sdk: SynclineClient) -> None:
         self.stubs = stubs
@@ -146,8 +156,8 @@ class FeedClient(Client):
         await self._sdk.push_bulk(collection, items)
 
     async def push_one(self, collection: str, item: Item) -> None:
-        """A push of one record."""
-        await self._sdk.push_one(collection, item)
+        """A push of one record, with the stub as well."""
+        await self.stubs.push_one(collection, item)
 
     async def copy(self, collection: str) -> dict[str, bytes]:
         """The feed from nothing to its first checkpoint."""

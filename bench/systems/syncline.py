@@ -69,6 +69,14 @@ class SynclineClient(Client):
                 elif isinstance(part, syncline.Checkpoint):
                     yield []
 
+    def replica(self, collection: str, path: Path) -> syncline.Replica[Any]:
+        """A replica in a file, to be entered."""
+        return self._client.dataset(collection).replica(path)
+
+    async def push_revision(self, collection: str, item: Item) -> int:
+        """A push of one record; the revision that it made."""
+        return (await self._client.dataset(collection).push([item])).revision
+
     async def replace(self, collection: str, items: Iterable[Item]) -> None:
         """One replace session with all of them."""
         async with self._client.dataset(collection).session("replace") as session:
