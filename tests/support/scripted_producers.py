@@ -86,29 +86,32 @@ class ScriptedProducers:
         self, requests: AsyncIterator[PushStreamRequest], send: Callable[[Any], Awaitable[None]]
     ) -> None:
         stream = ProducerStream(send)
-        reader = asyncio.create_task(self._talk(stream, requests), name="scripted producers")
-        try:
-            await asyncio.wait([reader, stream.end], return_when=asyncio.FIRST_COMPLETED)
-            if reader.done():
-                reader.result()
-            if stream.end.done() and (refusal := stream.end.result()) is not None:
-                raise refusal
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-
-    async def _talk(self, stream: ProducerStream, requests: AsyncIterator[PushStreamRequest]) -> None:
-        async for request in requests:
-            if stream.open is None:
-                stream.open = request.open
-                self.streams.append(stream)
-                await stream.send(PushStreamResponse(opened=self._open(request.open)))
-            else:
-                first, records = request.readings.first_sequence, list(request.readings.records)
-                stream.messages.append((first, records))
-                if not self.is_silent:
-                    await stream.send(PushStreamResponse(ack=self._apply(stream, first, records)))
+        while True:
+            # A write must not be cancelled, or the status that follows could not be sent: only reading is.
+            reading = asyncio.ensure_future(anext(requests, None))
+            await asyncio.wait([reading, stream.end], return_when=asyncio.FIRST_COMPLETED)
+            if stream.end.done():
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                if (refusal := stream.end.result()) is not None:
+                    raise refusal
+                return
+            if (request := reading.result()) is None:
+                return
+            await self._answer(stream, request)
             await self._scripted.note(lambda: None)
+
+    async def _answer(self, stream: ProducerStream, request: PushStreamRequest) -> None:
+        if stream.open is None:
+            stream.open = request.open
+            opened = self._open(request.open)
+            self.streams.append(stream)
+            await stream.send(PushStreamResponse(opened=opened))
+            return
+        first, records = request.readings.first_sequence, list(request.readings.records)
+        stream.messages.append((first, records))
+        if not self.is_silent:
+            await stream.send(PushStreamResponse(ack=self._apply(stream, first, records)))
 
     def _open(self, opening: OpenProducer) -> Opened:
         self.before_open(opening)
