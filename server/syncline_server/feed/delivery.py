@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from syncline_server.feed.subscription import Pace, Subscription
@@ -26,8 +26,8 @@ class Wanted:
     """Empty: all datasets with the prefix."""
     prefix: str = ""
     token: bytes = b""
-    tokens: Mapping[str, bytes] = field(default_factory=dict)
-    """By dataset id, with a prefix."""
+    tokens: Mapping[str, bytes] | None = None
+    """By dataset id, with a prefix; None: no tokens."""
     from_now: bool = False
     selection: Selection | None = None
     mode: DeliveryMode = DeliveryMode.LATEST

@@ -8,6 +8,7 @@ so what the stream holds is the message on its way, and pages up to ``READ_AHEAD
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from syncline_server.catalog.catalog import Catalog
@@ -82,17 +83,46 @@ class _Leg(Host):
 class _Delivery:
     """One AddSubscription that is in force."""
 
-    __slots__ = ("credit_bytes", "ended", "legs", "pace", "tokens", "wanted")
+    __slots__ = ("credit_bytes", "ended", "leg", "legs", "tokens", "wanted")
 
     def __init__(self, wanted: Wanted, *, credit_bytes: int) -> None:
-        self.wanted = wanted
+        # It lives long, so without what is used only in the beginning.
+        self.wanted = replace(wanted, token=b"", tokens=None) if wanted.token or wanted.tokens else wanted
         self.credit_bytes = credit_bytes
         """What may still be sent; below 0 after the last part went beyond it."""
-        self.legs: dict[str, _Leg] = {}
+        self.leg: _Leg | None = None
+        """Of one dataset. There are many of these, and a dictionary is as large as all the rest."""
+        self.legs: dict[str, _Leg] | None = None if wanted.dataset_id else {}
+        """With a prefix, by dataset id."""
         self.ended: set[int] | None = None
         """With a prefix: datasets that ended with an error, and are not to begin again by themselves."""
         self.tokens = dict(wanted.tokens) if wanted.tokens else None
         """Those that were not used yet."""
+
+    def __iter__(self) -> Iterator[_Leg]:
+        if self.legs is not None:
+            return iter(tuple(self.legs.values()))
+        return iter(() if self.leg is None else (self.leg,))
+
+    def get(self, dataset_id: str) -> _Leg | None:
+        """Its part in a dataset; empty: in the one that it is of."""
+        if self.legs is not None:
+            return self.legs.get(dataset_id)
+        return self.leg if dataset_id in {"", self.wanted.dataset_id} else None
+
+    def put(self, leg: _Leg) -> None:
+        """Take a part in."""
+        if self.legs is None:
+            self.leg = leg
+        else:
+            self.legs[leg.dataset_id] = leg
+
+    def drop(self, leg: _Leg) -> None:
+        """Let go of a part, unless another one has its place."""
+        if self.leg is leg:
+            self.leg = None
+        elif self.legs is not None and self.legs.get(leg.dataset_id) is leg:
+            del self.legs[leg.dataset_id]
 
 
 class FeedStream:
@@ -142,7 +172,7 @@ class FeedStream:
         self.remove(wanted.subscription_id)
         delivery = _Delivery(wanted, credit_bytes=wanted.credit_bytes or self._settings.credit_bytes)
         self._deliveries[wanted.subscription_id] = delivery
-        await self._begin(delivery)
+        await self._begin(delivery, wanted.token)
 
     def refuse(self, subscription_id: int, error: Exception) -> None:
         """End a subscription, or one that cannot begin, with an error."""
@@ -156,9 +186,9 @@ class FeedStream:
         """End a subscription; one that is not there is passed over."""
         delivery = self._deliveries.pop(subscription_id, None)
         if delivery is not None:
-            for leg in delivery.legs.values():
+            for leg in delivery:
                 self._close(leg)
-            delivery.legs.clear()
+                delivery.drop(leg)
 
     def acknowledge(self, subscription_id: int, dataset_id: str, revision: int) -> None:
         """Hear how far a copy has come; of one that is not there, nothing."""
@@ -169,7 +199,7 @@ class FeedStream:
         if not wanted.dataset_id and not dataset_id:
             self.refuse(subscription_id, _invalid("dataset", "is required with a prefix"))
             return
-        leg = delivery.legs.get(dataset_id or wanted.dataset_id)
+        leg = delivery.get(dataset_id)
         if leg is None or leg.subscription is None:
             return
         subscription = leg.subscription
@@ -192,7 +222,7 @@ class FeedStream:
         stood = delivery.credit_bytes <= 0
         delivery.credit_bytes += credit_bytes
         if stood and delivery.credit_bytes > 0:
-            for leg in delivery.legs.values():
+            for leg in delivery:
                 if leg.subscription is not None and leg.subscription.wants_read:
                     self._to_read[leg] = None
                 leg.wake()
@@ -217,7 +247,7 @@ class FeedStream:
         """Hear what the key may do now; whether the stream may go on at all."""
         changed, self._principal = principal != self._principal, principal
         for delivery in tuple(self._deliveries.values()):
-            for leg in tuple(delivery.legs.values()):
+            for leg in delivery:
                 if leg.error is None and not principal.may_read(leg.dataset_id):
                     self._end(leg, _forbidden(leg.dataset_id))
             if changed and not delivery.wanted.dataset_id:
@@ -268,11 +298,11 @@ class FeedStream:
 
     # -- beginning and ending -----------------------------------------------------------------------------
 
-    async def _begin(self, delivery: _Delivery) -> None:
+    async def _begin(self, delivery: _Delivery, token: bytes = b"") -> None:
         wanted = delivery.wanted
         try:
             if wanted.dataset_id:
-                await self._add_one(delivery)
+                await self._add_one(delivery, token)
             else:
                 await self._add_all(delivery)
         except ResourceExhausted as error:
@@ -293,11 +323,11 @@ class FeedStream:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _add_one(self, delivery: _Delivery) -> None:
+    async def _add_one(self, delivery: _Delivery, token: bytes) -> None:
         wanted = delivery.wanted
         if not self._principal.may_read(wanted.dataset_id):
             raise _forbidden(wanted.dataset_id)
-        start = self._feed.decode(wanted.token)
+        start = self._feed.decode(token)
         dataset = (await self._catalog.dataset(wanted.dataset_id)).dataset
         head = None
         if wanted.from_now or wanted.min_revision or not self._feed.follows(dataset.number):
@@ -342,7 +372,7 @@ class FeedStream:
         dataset_id, wanted = dataset.dataset_id, delivery.wanted
         if not self._principal.may_read(dataset_id) or dataset.number in (delivery.ended or ()):
             return
-        known = delivery.legs.get(dataset_id)
+        known = delivery.get(dataset_id)
         if known is not None:
             if known.number == dataset.number:
                 return
@@ -378,7 +408,7 @@ class FeedStream:
             pace=pace_of(wanted),
         )
         self._count += 1
-        leg.delivery.legs[leg.dataset_id] = leg
+        leg.delivery.put(leg)
         if self._uptake is not None and wanted.replica_id:
             self._uptake.connected(dataset.number, wanted.replica_id, self._principal.key_id, held)
         leg.wake()
@@ -395,8 +425,7 @@ class FeedStream:
         """End a leg with an error, which is sent when there is room."""
         self._close(leg)
         delivery = leg.delivery
-        if delivery.legs.get(leg.dataset_id) is leg:
-            del delivery.legs[leg.dataset_id]
+        delivery.drop(leg)
         if delivery.wanted.dataset_id:
             self._deliveries.pop(delivery.wanted.subscription_id, None)
         elif not isinstance(error, PermissionDenied):
@@ -459,7 +488,8 @@ class FeedStream:
             self._end(leg, error)
             return bodies
         if sent:
-            leg.wake()  # there may be more
+            if not subscription.waits:
+                leg.wake()  # there may be more
             return (*bodies, *sent)
         return bodies
 
@@ -484,7 +514,7 @@ class FeedStream:
         chunks: list[bytes] = []
         size = 0
         for delivery in self._deliveries.values():
-            for leg in delivery.legs.values():
+            for leg in delivery:
                 last = leg.subscription.going_away if leg.subscription and delivery.credit_bytes > 0 else None
                 if last is not None and leg.accepted:
                     size += self._add_part(chunks, (last,), leg)

@@ -70,6 +70,7 @@ class Subscription:
         "pace",
         "progress",
         "reached_revision",
+        "waits",
     )
 
     def __init__(
@@ -92,6 +93,8 @@ class Subscription:
         position = progress.position
         self.reached_revision = position.revision if position is not None and position.complete else 0
         """Of the newest checkpoint sent, or of the one that the token came with."""
+        self.waits = False
+        """It has registered for the next wake-up: polling it before brings nothing."""
         self._metrics = metrics
         self._first = first
         self._min_revision = min_revision
@@ -108,6 +111,7 @@ class Subscription:
 
         Raises what ends the subscription: NotFound(DATASET_NOT_FOUND), the store's troubles.
         """
+        self.waits = False
         if self._first is not None:
             first, self._first = self._first, None
             return self._take((first,), now)
@@ -140,8 +144,12 @@ class Subscription:
                 channel.settle()
                 frames = self._ready()
             return self._bookmark(now) if held or not frames else self._take_ready(frames, now)
-        channel.wait(self)
+        self._wait()
         return ()
+
+    def _wait(self) -> None:
+        self.channel.wait(self)
+        self.waits = True
 
     def begin_read(self) -> None:
         """Begin the read that was asked for."""
@@ -230,6 +238,8 @@ class Subscription:
             self.reached_revision = max(self.reached_revision, progress.head.revision)
             if self.pace is not None:
                 self.pace.reached(now)
+            elif not progress.must_read(channel.known_revision) and not self._ready():
+                self._wait()
         elif not progress.ready(channel.ring, channel.shared):
             # The next page is read while this one is being sent.
             self._ask_read()

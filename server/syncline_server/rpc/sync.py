@@ -94,12 +94,10 @@ class SyncService(SyncServiceServicer):
             retry_after_seconds=random.uniform(0.1, RETURN_SECONDS),  # noqa: S311 - spreads load, hides nothing
         )
 
-    async def UpdateFeed(self, request: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
+    def UpdateFeed(self, request: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
         """Many datasets on one stream; serialised."""
         del context
-        async with aclosing(self._updates.update_feed(request)) as messages:
-            async for message in messages:
-                yield message
+        return self._updates.update_feed(request)
 
     async def ListHeads(self, request: pb.ListHeadsRequest, context: Any) -> pb.ListHeadsResponse:
         """Where all datasets stand."""

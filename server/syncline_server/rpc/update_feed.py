@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -154,7 +155,7 @@ def _wanted(add: update_feed_pb2.AddSubscription) -> Wanted:
         dataset_id=dataset_id,
         prefix=prefix,
         token=add.token,
-        tokens=tokens,
+        tokens=tokens or None,
         from_now=add.from_now,
         selection=_selection(add),
         mode=mode,
@@ -172,7 +173,7 @@ def _selection(add: update_feed_pb2.AddSubscription) -> Selection | None:
 def _datasets(name: str, problems: Problems) -> tuple[str, str]:
     """Id of a dataset, or the prefix of many."""
     if not name.endswith("*"):
-        return dataset_of(name, problems), ""
+        return sys.intern(dataset_of(name, problems)), ""  # there may be many of the same
     collection, _, prefix = name[:-1].partition("/")
     if collection != "datasets":
         problems.add("dataset", f"is {name[:80]!r} (expected datasets/{{dataset}} or datasets/{{prefix}}*)")
