@@ -102,6 +102,7 @@ class Feed:
         frames = []
         with self._using(self._channels.reader(dataset, selection)) as channel:
             maker = channel.maker
+            channel.hear(max(min_revision, dataset.head.revision))
             if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
                 frames.append(maker.reset(start, reason, dataset.head))
                 start = None

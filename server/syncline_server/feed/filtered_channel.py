@@ -57,8 +57,9 @@ class FilteredChannel(Channel, Follower):
 
     @property
     def unverified(self) -> bool:
-        """Checkpoints come without count and digest."""
-        return self.members.state is State.UNVERIFIED
+        """Checkpoints come without count and digest, or will when the members have been counted."""
+        state = self.members.state
+        return state is State.UNVERIFIED or (state is State.JOINING and self._hub.ledger.room.full)
 
     @property
     def newest_revision(self) -> int:

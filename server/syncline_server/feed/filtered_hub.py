@@ -53,7 +53,10 @@ class Hub:
         self._task: asyncio.Task[None] | None = None
         self._tell_later: asyncio.TimerHandle | None = None
         self._calls: list[tuple[int, Callable[[], None]]] = []
-        self._arrivals: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        self._counted: set[asyncio.Future[None]] = set()
+        """Who waits for a count to end."""
+        self._moved: set[asyncio.Future[None]] = set()
+        """Who waits for the ledger to move, which is few and not for long."""
 
     # -- what is heard ------------------------------------------------------------------------------------
 
@@ -74,7 +77,7 @@ class Hub:
         for members, columns in stretch.by_copy.items():
             ledger.deliver(members, columns, appended.head, folded)
         ledger.move(appended.head, folded)
-        self._arrive()
+        self._arrive(self._moved)
         if ledger.retired:
             self._start()
 
@@ -108,7 +111,7 @@ class Hub:
         self._moving = False
         self.heard_revision = 0
         self.ledger.restart()
-        self._arrive()
+        self._stop_waiting(None)
 
     async def aclose(self) -> None:
         """Stop reading."""
@@ -117,7 +120,7 @@ class Hub:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._fail(Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again"))
+        self._stop_waiting(Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again"))
 
     # -- accounts -----------------------------------------------------------------------------------------
 
@@ -142,35 +145,41 @@ class Hub:
 
         Raises NotFound(DATASET_NOT_FOUND), the store's troubles.
         """
-
-        def there() -> bool:
-            if members.state is State.JOINING:
-                return False
-            head = self.ledger.head
-            return members.state is not State.JOINED or (head is not None and head.revision >= revision)
-
-        if there():
-            return True
-        self.hear(revision)
-        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._arrivals[arrival] = there
         try:
             async with asyncio.timeout(seconds):
-                await arrival
+                while members.state is State.JOINING:
+                    self.hear(revision)
+                    await self._arrival(self._counted)
+                while members.state is State.JOINED and not self._is_at(revision):
+                    self.hear(revision)
+                    await self._arrival(self._moved)
         except TimeoutError:
             return False
-        finally:
-            self._arrivals.pop(arrival, None)
         return True
 
-    def _arrive(self) -> None:
-        for arrival, there in tuple(self._arrivals.items()):
-            if there() and not arrival.done():
-                arrival.set_result(None)
+    def _is_at(self, revision: int) -> bool:
+        head = self.ledger.head
+        return head is not None and head.revision >= revision
 
-    def _fail(self, error: Exception) -> None:
-        for arrival in self._arrivals:
-            if not arrival.done():
+    def _stop_waiting(self, error: Exception | None) -> None:
+        self._arrive(self._counted, error)
+        self._arrive(self._moved, error)
+
+    async def _arrival(self, waiting: set[asyncio.Future[None]]) -> None:
+        arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.add(arrival)
+        try:
+            await arrival
+        finally:
+            waiting.discard(arrival)
+
+    def _arrive(self, waiting: set[asyncio.Future[None]], error: Exception | None = None) -> None:
+        for arrival in waiting:
+            if arrival.done():
+                continue
+            if error is None:
+                arrival.set_result(None)
+            else:
                 arrival.set_exception(error)
 
     def _tell_unverified(self) -> None:
@@ -203,7 +212,7 @@ class Hub:
             # In between two heads nothing is known. Who waits is told; the next who asks begins anew.
             self.ledger.restart()
             self._metrics.background_failures.labels("filters").inc()
-            self._fail(error)
+            self._stop_waiting(error)
             if not isinstance(error, SynclineError):
                 raise
         finally:
@@ -265,7 +274,7 @@ class Hub:
             await self._deliver(stretch, looked, before, page.head)
             ledger.admit(newcomers, page.head)
         self._moving = False
-        self._arrive()
+        self._stop_waiting(None)
 
     async def _deliver(self, stretch: Stretch, looked: int, before: Head | None, head: Head) -> None:
         folded = self.ledger.folded

@@ -239,7 +239,7 @@ class Ledger:
         self.unverified: dict[Members, None] = {}
         self.retired: deque[tuple[Members, dict[str, int]]] = deque()
         """What is gone and still among the holders."""
-        self._room = room
+        self.room = room
         self._max_bytes = max_bytes
         self._max_copy_bytes = max_copy_bytes
         self._holders = Holders()
@@ -261,7 +261,7 @@ class Ledger:
         self._counting = SelectionIndex()
         for members in newcomers:
             entries = members.clear()
-            self._room.used -= len(entries)
+            self.room.used -= len(entries)
             for record_id in entries:  # seldom: a count was given up
                 self._holders.discard(record_id, members)
             self._counting.add(members.selection, members)
@@ -381,7 +381,7 @@ class Ledger:
                 if members.state is state and not members.holds(record_id, revision):
                     members.discard(record_id)
                     self._holders.discard(record_id, members)
-                    self._room.used -= 1
+                    self.room.used -= 1
                     if stretch is not None:
                         kind = ChangeKind.REMOVE if data else ChangeKind.DELETE
                         self._gather(stretch, members, record_id, b"", revision, commit_time_us, kind, reason)
@@ -391,8 +391,8 @@ class Ledger:
         body = members.selection.project(row)
         if members.put(row.record_id, row.revision, body):
             self._holders.add(row.record_id, members)
-            self._room.used += 1
-            if not self._room.has_room():
+            self.room.used += 1
+            if not self.room.has_room():
                 self._give_up(members)
                 return
         if stretch is not None:
@@ -443,7 +443,7 @@ class Ledger:
             self._index.remove(members.selection, members)
         self.joining.pop(members, None)
         self.unverified.pop(members, None)
-        self._room.used -= len(members.entries)
+        self.room.used -= len(members.entries)
         entries = members.clear()
         if entries:
             self.retired.append((members, entries))
