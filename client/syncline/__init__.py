@@ -105,6 +105,7 @@ from syncline.models import (
     key_of,
 )
 from syncline.producer import Producer
+from syncline.producers import ProducerForgotten, ProducerInfo, ProducerWatch
 from syncline.replica._changes import ReplicaChanges
 from syncline.replica._repair import Repair
 from syncline.replica.replica import Replica, ReplicaState
@@ -157,7 +158,10 @@ __all__ = [
     "Producer",
     "ProducerError",
     "ProducerFenced",
+    "ProducerForgotten",
+    "ProducerInfo",
     "ProducerStats",
+    "ProducerWatch",
     "PushResult",
     "Put",
     "ReadingsLeft",

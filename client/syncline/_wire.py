@@ -45,7 +45,8 @@ def to_time(message: Any, field: str) -> datetime | None:
     return cast("datetime", getattr(message, field).ToDatetime(tzinfo=UTC))
 
 
-def _required_time(message: Any, field: str) -> datetime:
+def required_time(message: Any, field: str) -> datetime:
+    """A timestamp field that is always set, as an aware datetime."""
     return cast("datetime", getattr(message, field).ToDatetime(tzinfo=UTC))
 
 
@@ -129,8 +130,8 @@ def to_dataset(message: dataset_pb2.Dataset) -> models.DatasetInfo:
         record_count=message.record_count,
         digest=message.digest or bytes(16),
         purge_revision=message.purge_revision,
-        create_time=_required_time(message, "create_time"),
-        update_time=_required_time(message, "update_time"),
+        create_time=required_time(message, "create_time"),
+        update_time=required_time(message, "update_time"),
         commit_time=to_time(message, "commit_time"),
         etag=message.etag,
     )
@@ -144,10 +145,11 @@ def to_source(message: source_pb2.Source) -> models.SourceInfo:
         source=source,
         display_name=message.display_name,
         disabled=message.disabled,
-        create_time=_required_time(message, "create_time"),
-        update_time=_required_time(message, "update_time"),
+        create_time=required_time(message, "create_time"),
+        update_time=required_time(message, "update_time"),
         last_received_time=to_time(message, "last_received_time"),
         etag=message.etag,
+        expect_every=message.expect_every.ToTimedelta() if message.HasField("expect_every") else None,
     )
 
 
@@ -162,7 +164,7 @@ def to_key(message: key_pb2.Key, secret: str = "") -> models.KeyInfo:
         datasets=tuple(message.datasets),
         display_name=message.display_name,
         expire_time=to_time(message, "expire_time"),
-        create_time=_required_time(message, "create_time"),
+        create_time=required_time(message, "create_time"),
         last_used_time=to_time(message, "last_used_time"),
         etag=message.etag,
         secret=secret or None,
@@ -175,8 +177,8 @@ def to_server_info(message: server_service_pb2.GetServerInfoResponse) -> models.
     return models.ServerInfo(
         version=message.version,
         store=message.store,
-        server_time=_required_time(message, "server_time"),
-        start_time=_required_time(message, "start_time"),
+        server_time=required_time(message, "server_time"),
+        start_time=required_time(message, "start_time"),
         limits=models.Limits(
             records_per_call=limits.records_per_call,
             bytes_per_call=limits.bytes_per_call,
@@ -197,7 +199,7 @@ def to_session(message: session_pb2.Session) -> models.SessionInfo:
         calls=message.calls,
         records=message.records,
         allow_mass_delete=message.allow_mass_delete,
-        create_time=_required_time(message, "create_time"),
+        create_time=required_time(message, "create_time"),
         expire_time=to_time(message, "expire_time"),
         conflict_policy=_CONFLICT_POLICIES.get(message.conflict_policy, "overwrite"),
         base_revision=message.base_revision,
@@ -219,8 +221,8 @@ def to_record(message: record_pb2.Record, decode: Any) -> events.Record[Any]:
         json=message.data,
         revision=message.revision,
         source=parse_source_name(message.source)[1],
-        create_time=_required_time(message, "create_time"),
-        update_time=_required_time(message, "update_time"),
+        create_time=required_time(message, "create_time"),
+        update_time=required_time(message, "update_time"),
         _decode=decode,
     )
 

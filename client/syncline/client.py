@@ -5,7 +5,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, overload
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -19,10 +19,12 @@ from syncline.errors import NotFound
 from syncline.feed import ChangeFeed
 from syncline.models import DatasetInfo, Identity, KeyInfo, Retention, Role, Scope, ServerInfo, SourceInfo
 from syncline.names import dataset_name, source_name
+from syncline.producers import ProducerInfo, ProducerWatch, delete_producer, list_producers
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from syncline.v1.dataset_pb2 import Dataset as DatasetMessage
 from syncline.v1.key_pb2 import Key as KeyMessage
+from syncline.v1.producer_service_pb2_grpc import ProducerServiceStub
 from syncline.v1.push_service_pb2_grpc import PushServiceStub
 from syncline.v1.record_service_pb2_grpc import RecordServiceStub
 from syncline.v1.server_service_pb2 import GetServerInfoRequest
@@ -52,10 +54,15 @@ class Connection:
     """On the connection for calls."""
     subscriptions: SyncServiceStub
     """On the connection for streams."""
+    producers: ProducerServiceStub
+    """On the connection for calls."""
+    producer_watches: ProducerServiceStub
+    """On the connection for streams."""
     updates: UpdateFeed
     """One stream for all replicas and mirrors, on the connection for streams."""
     feeds: "weakref.WeakSet[ChangeFeed[Any]]" = field(default_factory=weakref.WeakSet)
     """Weak: a feed that nobody reads ends by itself."""
+    watches: "weakref.WeakSet[ProducerWatch]" = field(default_factory=weakref.WeakSet)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     """Rollbacks whose caller was cancelled."""
 
@@ -77,6 +84,8 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
             server=server,
             sync=SyncServiceStub(calls),
             subscriptions=subscriptions,
+            producers=ProducerServiceStub(calls),
+            producer_watches=ProducerServiceStub(streams),
             updates=UpdateFeed(subscriptions, caller),
         )
         try:
@@ -85,6 +94,8 @@ async def _open(endpoint: Endpoint, timeout_seconds: float) -> AsyncIterator[Con
             # Streams end before their channel: closing it under a reader leaks its socket.
             for feed in list(connection.feeds):
                 await feed.aclose()
+            for watch in list(connection.watches):
+                await watch.aclose()
             await connection.updates.aclose()
             if connection.background:
                 _, late = await asyncio.wait(connection.background, timeout=_CLOSE_SECONDS)
@@ -260,13 +271,27 @@ class Client:
     # -- sources --------------------------------------------------------------------------------------------
 
     async def create_source(
-        self, dataset: str, source: str, *, display_name: str = "", disabled: bool = False
+        self,
+        dataset: str,
+        source: str,
+        *,
+        display_name: str = "",
+        disabled: bool = False,
+        expect_every: timedelta | None = None,
     ) -> SourceInfo:
-        """Make a source of a dataset; ``default`` is there from the beginning. Raises AlreadyExists, NotFound."""
+        """Make a source of a dataset; ``default`` is there from the beginning.
+
+        ``expect_every``: how often each of its producers is expected to be heard from, 1 s to 366 days; see
+        ``watch_producers``. Raises AlreadyExists, NotFound, InvalidArgument.
+        """
         request = catalog.CreateSourceRequest(
             parent=dataset_name(dataset),
             source_id=source,
-            source=SourceMessage(display_name=display_name, disabled=disabled),
+            source=SourceMessage(
+                display_name=display_name,
+                disabled=disabled,
+                expect_every=_wire.to_duration(expect_every) if expect_every else None,
+            ),
         )
         return _wire.to_source((await self._write("CreateSource", request)).source)
 
@@ -287,20 +312,22 @@ class Client:
         *,
         display_name: str | None = None,
         disabled: bool | None = None,
+        expect_every: timedelta | None = None,
         etag: str = "",
     ) -> SourceInfo:
         """Change the settings that are given. A disabled source refuses writes, its data stays.
 
-        Raises NotFound, EtagMismatch.
+        ``expect_every=timedelta(0)`` expects nothing any more. Raises NotFound, EtagMismatch, InvalidArgument.
         """
         request = catalog.UpdateSourceRequest(
             source=SourceMessage(
                 name=source_name(dataset, source),
                 display_name=display_name or "",
                 disabled=bool(disabled),
+                expect_every=_wire.to_duration(expect_every) if expect_every else None,
                 etag=etag,
             ),
-            update_mask=_mask(display_name=display_name, disabled=disabled),
+            update_mask=_mask(display_name=display_name, disabled=disabled, expect_every=expect_every),
         )
         return _wire.to_source((await self._write("UpdateSource", request)).source)
 
@@ -310,6 +337,25 @@ class Client:
         """Delete a source and the records that it owns. Raises NotFound unless ``missing_ok``, EtagMismatch."""
         request = catalog.DeleteSourceRequest(name=source_name(dataset, source), etag=etag)
         await self._delete("DeleteSource", request, missing_ok=missing_ok)
+
+    # -- producers ------------------------------------------------------------------------------------------
+
+    async def producers(self, dataset: str, source: str = "default") -> list[ProducerInfo]:
+        """All producers of a source, ordered by id, with their states now. Raises NotFound."""
+        connection = self.connection
+        return await list_producers(connection.caller, connection.producers, dataset, source)
+
+    def watch_producers(self, dataset: str) -> ProducerWatch:
+        """Every producer of a dataset, then each whose state or epoch changes: iterate it with ``async for``."""
+        connection = self.connection
+        watch = ProducerWatch(connection.caller, connection.producer_watches, dataset)
+        connection.watches.add(watch)
+        return watch
+
+    async def delete_producer(self, dataset: str, source: str, producer: str) -> None:
+        """Forget a producer; what it wrote stays. A process of it that still runs is refused. Raises NotFound."""
+        connection = self.connection
+        await delete_producer(connection.caller, connection.producers, dataset, source, producer)
 
     # -- keys -----------------------------------------------------------------------------------------------
 

@@ -130,6 +130,8 @@ class SourceInfo:
     last_received_time: datetime | None
     """When a record was last accepted from it, changed or not."""
     etag: str
+    expect_every: timedelta | None = None
+    """How often each of its producers is expected to be heard from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
