@@ -1,7 +1,6 @@
 """What the subscribers of one dataset share: ring, pages, wake-ups, and what is known of the head."""
 
 import asyncio
-from collections import deque
 from collections.abc import Collection
 from typing import Final, Protocol
 
@@ -59,11 +58,11 @@ class Channel:
         self._dataset_number = dataset_number
         self._metrics = metrics
         self._reads: dict[Position | None, asyncio.Task[Frame]] = {}
-        self._demanded: set[Position | None] = set()
+        self._demanded: dict[Position | None, None] = {}
         """Positions from which a subscriber has asked to go on, until their page has been read."""
-        self._tasks: set[asyncio.Task[Frame]] = set()
+        self._tasks: dict[asyncio.Task[Frame], None] = {}
         self._waiters: dict[Waiter, None] = {}
-        self._to_wake: deque[Waiter] = deque()
+        self._to_wake: list[Waiter] = []
 
     # -- what is heard ------------------------------------------------------------------------------------
 
@@ -138,8 +137,10 @@ class Channel:
             self._wake_some()
 
     def _wake_some(self) -> None:
-        for _ in range(min(_WAKE_AT_ONCE, len(self._to_wake))):
-            self._to_wake.popleft().wake()
+        first = self._to_wake[:_WAKE_AT_ONCE]
+        del self._to_wake[:_WAKE_AT_ONCE]
+        for waiter in first:
+            waiter.wake()
         if self._to_wake:
             asyncio.get_running_loop().call_soon(self._wake_some)
 
@@ -151,19 +152,19 @@ class Channel:
         ``afresh``: do not join one, because it was begun before this subscriber came; one begun now sees what the
         subscriber may have seen. The task raises NotFound(DATASET_NOT_FOUND) and the store's troubles.
         """
-        self._demanded.add(progress.position)
+        self._demanded[progress.position] = None
         under_way = None if afresh else self._reads.get(progress.position)
         return under_way or self._begin(progress.position, progress.page_changes, progress.page_bytes)
 
     def _begin(self, position: Position | None, max_changes: int, max_bytes: int) -> asyncio.Task[Frame]:
         task = asyncio.get_running_loop().create_task(self._read(position, max_changes, max_bytes))
         self._reads[position] = task
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(lambda done: self._end(position, done))
         return task
 
     def _end(self, position: Position | None, task: asyncio.Task[Frame]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if self._reads.get(position) is task:
             del self._reads[position]
         if not task.cancelled():
@@ -192,7 +193,7 @@ class Channel:
         self._metrics.ring_misses.inc()
         reason = judge_page(self.maker, start, page, self._store.info.histories)
         demanded = start in self._demanded
-        self._demanded.discard(start)
+        self._demanded.pop(start, None)
         if demanded and reason is None and not page.complete and self.shared.keeps:
             # The store's thread reads the next page while this one is encoded and sent. One page, no further:
             # that one begins the next only when a subscriber has asked for it.

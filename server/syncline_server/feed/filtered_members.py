@@ -123,7 +123,7 @@ class Members:
         self.entries: dict[str, int] = {}
         """Record id → revision and digest as one number, in the order of positions."""
         self._sum = 0
-        self._history: deque[tuple[int, int, int]] = deque(maxlen=_REMEMBERED)
+        self._history: list[tuple[int, int, int]] = []
         """(revision, count, digest) after the newest deliveries."""
         self._order: Order | None = None
 
@@ -147,6 +147,8 @@ class Members:
         """Remember count and digest as those of this revision."""
         self._sum %= DIGEST_MODULUS
         self._history.append((revision, len(self.entries), self._sum))
+        if len(self._history) > _REMEMBERED:
+            del self._history[0]
 
     def at(self, revision: int) -> tuple[int, int] | None:
         """Count and digest at a revision that the ledger has passed; None: not remembered."""
