@@ -1,0 +1,195 @@
+"""Validators of what is promised to subscribers. Each yields violations in words."""
+
+from collections.abc import Iterator
+
+from robustness.evidence import Evidence
+from robustness.history import Batch, Checkpoint, Ended, Frame, Opened, Reset, View
+from robustness.model import SELECTIONS, connections, digest_of
+
+SLACK_SECONDS = 3.0
+"""For a busy machine, where something is owed within a time."""
+PURGE_SLACK_SECONDS = 1.0
+"""Between the time that the store notes in a purge, and its commit."""
+HARMLESS_CODES = {"LEFT", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
+UNVERIFIED = -1
+
+
+def ordered(evidence: Evidence) -> Iterator[str]:
+    """G8, G9, G12: batches join, revisions never go back, and nothing comes that a checkpoint has covered."""
+    for view, frame, before, _ in evidence.frames():
+        if isinstance(frame, Batch):
+            if frame.from_revision != before.revision:
+                yield f"{view.name}: a batch goes on from {frame.from_revision}, the copy is at {before.revision}"
+            lowest = before.revision - 1 if before.partial else before.revision
+            revisions = [revision for _, _, revision, _ in frame.changes]
+            if revisions != sorted(revisions):
+                yield f"{view.name}: a batch with revisions out of order: {revisions}"
+            if any(not lowest < revision <= frame.to_revision for revision in revisions):
+                yield f"{view.name}: a batch from {lowest} to {frame.to_revision} with revisions {revisions}"
+            for _, record_id, revision, _ in frame.changes:
+                if revision <= before.checkpoint:
+                    yield f"{view.name}: {record_id} of revision {revision}, after checkpoint {before.checkpoint}"
+                if revision < before.seen.get(record_id, 0):
+                    yield f"{view.name}: {record_id} went back from {before.seen[record_id]} to {revision}"
+        elif isinstance(frame, Checkpoint):
+            if frame.revision < before.checkpoint:
+                yield f"{view.name}: checkpoint {frame.revision} after {before.checkpoint}"
+            if frame.revision != before.revision:
+                yield f"{view.name}: checkpoint {frame.revision}, the copy is at {before.revision}"
+
+
+def unique(evidence: Evidence) -> Iterator[str]:
+    """G8: no version of a record is sent twice to the same copy."""
+    for view, frame, before, _ in evidence.frames():
+        if isinstance(frame, Batch):
+            seen = dict(before.seen)
+            for _, record_id, revision, _ in frame.changes:
+                if seen.get(record_id) == revision:
+                    yield f"{view.name}: {record_id} of revision {revision} came twice"
+                seen[record_id] = revision
+
+
+def convergent(evidence: Evidence) -> Iterator[str]:
+    """G7: at each checkpoint the copy equals S(r) under its selection, and in the end all reach the head."""
+    for view, frame, before, _ in evidence.frames():
+        if not isinstance(frame, Checkpoint):
+            continue
+        expected = evidence.model(view.dataset).selected(frame.revision, view.selection)
+        if expected is None:
+            yield f"{view.name}: checkpoint {frame.revision}, which there never was"
+        elif before.records != expected:
+            wrong = sorted(
+                key
+                for key in before.records.keys() | expected.keys()
+                if before.records.get(key) != expected.get(key)
+            )
+            yield f"{view.name}: at checkpoint {frame.revision} {len(wrong)} records differ: {wrong[:5]}"
+        elif frame.count != UNVERIFIED and (frame.count, frame.digest) != (
+            len(expected),
+            digest_of(expected),
+        ):
+            yield f"{view.name}: count or digest of checkpoint {frame.revision} are not those of S(r)"
+    if evidence.history.ended is None:
+        return
+    for view in evidence.history.views:
+        head = evidence.history.datasets[view.dataset].head
+        *_, (_, _, last) = evidence.replayed(view) or [(None, None, None)]
+        if last is None or last.checkpoint < head:
+            reached = 0 if last is None else last.checkpoint
+            yield f"{view.name}: ended at checkpoint {reached}, the head is {head}"
+    yield from (f"a replica had to be mended: {repair}" for repair in evidence.history.repairs)
+
+
+def filtered(evidence: Evidence) -> Iterator[str]:
+    """G7: a selective copy is sent what matches, as its mask shows it, and holds nothing else at a checkpoint."""
+    for view, frame, before, _ in evidence.frames():
+        selected = SELECTIONS[view.selection]
+        if isinstance(frame, Batch):
+            for kind, record_id, revision, data in frame.changes:
+                if kind == "remove" and selected.is_whole:
+                    yield f"{view.name}: {record_id} removed, where there is no filter"
+                if kind != "put" or selected.is_whole:
+                    continue
+                whole = evidence.model(view.dataset).state(revision)
+                version = whole.get(record_id) if whole else None
+                if version is None or selected.of(version[1]) != data:
+                    yield f"{view.name}: {record_id} of revision {revision} is not what the filter selects"
+        elif isinstance(frame, Checkpoint) and not selected.is_whole:
+            expected = evidence.model(view.dataset).selected(frame.revision, view.selection) or {}
+            if stale := sorted(before.records.keys() - expected.keys()):
+                yield f"{view.name}: at checkpoint {frame.revision} it holds what does not match: {stale[:5]}"
+            if missing := sorted(expected.keys() - before.records.keys()):
+                yield f"{view.name}: at checkpoint {frame.revision} it lacks what matches: {missing[:5]}"
+
+
+def bookmarked(evidence: Evidence) -> Iterator[str]:
+    """G10, G20: checkpoints come in order with the data, at least every interval, and last before a clean end."""
+    history = evidence.history
+    longest = history.checkpoint_seconds * 1.1 + SLACK_SECONDS
+    for view, frame, before, _ in evidence.frames():
+        if isinstance(frame, Checkpoint) and before.partial:
+            yield f"{view.name}: checkpoint {frame.revision} inside a commit"
+        if isinstance(frame, Batch) and any(r > frame.to_revision for _, _, r, _ in frame.changes):
+            yield f"{view.name}: data beyond the end of its batch {frame.to_revision}"
+    for view in history.views:
+        for opened, frames in connections(view):
+            yield from _last_word(view, frames)
+            if history.calm_since is None or history.ended is None:
+                continue
+            marks = [frame.at for frame in frames if isinstance(frame, Checkpoint)]
+            ends = frames[-1].at if frames and isinstance(frames[-1], Ended) else history.ended
+            since = max(opened.at, history.calm_since)
+            for mark in [*(mark for mark in marks if mark > since), ends]:
+                if mark - since > longest:
+                    yield f"{view.name}: no checkpoint for {mark - since:.1f} s"
+                since = max(mark, since)
+
+
+def _last_word(view: View, frames: list[Frame]) -> Iterator[str]:
+    """A server that stops in an orderly way gives a last token to whoever was exact."""
+    if not frames or not isinstance(frames[-1], Ended) or frames[-1].reason != "SHUTTING_DOWN":
+        return
+    data = [frame for frame in frames if isinstance(frame, (Batch, Checkpoint))]
+    if data and isinstance(data[-1], Checkpoint) and not data[-1].going_away:
+        yield f"{view.name}: the server stopped without a last checkpoint"
+
+
+def resumable(evidence: Evidence) -> Iterator[str]:
+    """G11: a token goes on where it was given, or the stream begins with a reset; never anything else."""
+    for view in evidence.history.views:
+        given = {b""}
+        for frame, _, after in evidence.replayed(view):
+            if isinstance(frame, Opened):
+                if frame.token not in given:
+                    yield f"{view.name}: resumed with a token that it was never given"
+                start = after
+            elif isinstance(frame, (Batch, Checkpoint)) and frame.token:
+                given.add(frame.token)
+            elif isinstance(frame, Ended) and frame.code not in HARMLESS_CODES:
+                yield f"{view.name}: ended with {frame.code} {frame.reason} at revision {start.revision}"
+        for opened, frames in connections(view):
+            if not opened.token or not frames:
+                continue
+            first = frames[0]
+            at = _at_token(evidence, view, opened.token)
+            began = first.from_revision if isinstance(first, Batch) else None
+            began = first.revision if isinstance(first, Checkpoint) else began
+            if began is not None and began != at:
+                yield f"{view.name}: resumed at revision {at}, and the stream began at {began}"
+            if began is not None and _was_purged(evidence, view.dataset, opened):
+                yield f"{view.name}: a token at {at} was continued although its tombstones are gone"
+
+
+def _at_token(evidence: Evidence, view: View, token: bytes) -> int:
+    return next(
+        (after.revision for frame, _, after in evidence.replayed(view) if getattr(frame, "token", b"") == token),
+        -1,
+    )
+
+
+def _was_purged(evidence: Evidence, dataset: str, opened: Opened) -> bool:
+    """Whether the token was too old, beyond doubt, when the stream was opened."""
+    covered = evidence.history.covered.get(opened.token)
+    purges = evidence.history.datasets[dataset].purges
+    return covered is not None and any(
+        purged.revision > covered and purged.at < opened.at - PURGE_SLACK_SECONDS for purged in purges
+    )
+
+
+def no_gratuitous_reset(evidence: Evidence) -> Iterator[str]:
+    """G11, G13: a copy begins anew only where the tombstones that it needs were purged."""
+    for view in evidence.history.views:
+        token = b""
+        for frame in view.frames:
+            if isinstance(frame, Opened):
+                token = frame.token
+            elif isinstance(frame, (Batch, Checkpoint)):
+                token = frame.token or token
+            elif isinstance(frame, Reset):
+                covered = evidence.history.covered.get(token, 0)
+                purges = evidence.history.datasets[view.dataset].purges
+                if frame.reason != "COMPACTED":
+                    yield f"{view.name}: reset for {frame.reason}, where nothing of the kind happened"
+                elif not any(p.revision > covered and p.at <= frame.at for p in purges):
+                    yield f"{view.name}: reset at a token that covers {covered}, and nothing above was purged"
+                token = b""
