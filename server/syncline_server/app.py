@@ -67,6 +67,7 @@ _FORGET_SECONDS: Final = 60.0
 _FLUSH_SECONDS: Final = 60.0
 _UPTAKE_SECONDS: Final = 1.0
 _MAINTAIN_SECONDS: Final = 1.0
+_WRITES_SECONDS: Final = 5.0
 _CLEANUP_SECONDS: Final = 2.0
 """For the cleanup of handlers that were cancelled because the grace was over."""
 _FAILURE_SECONDS: Final = 1.5
@@ -168,7 +169,9 @@ async def running(
         uptake = Uptake(store, clock, expiry_us=round(settings.replica_expiry_seconds * 1e6))
         stack.push_async_callback(_flush_uptake, uptake)
 
-        streams = OpenStreams(keys.authenticate, per_key=settings.streams_per_key)
+        streams = OpenStreams(
+            keys.authenticate, per_key=settings.streams_per_key, write_seconds=settings.write_seconds
+        )
         edge = Edge(
             keys.authenticate,
             streams,
@@ -212,6 +215,7 @@ async def running(
             (_MAINTAIN_SECONDS, "maintain", store.maintain),
             (_FLUSH_SECONDS, "last_used", keys.flush_last_used),
             (settings.key_check_seconds, "keys", streams.check_keys),
+            (min(_WRITES_SECONDS, settings.write_seconds / 4), "writes", streams.check_writes),
             (settings.probe_seconds, "probe", probe.run),
         ):
             tasks.start_soon(upkeep.every, seconds, name, run, metrics, name=name)

@@ -16,7 +16,7 @@
      +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS,
      |                               TOO_MANY_SUBSCRIPTIONS
      +-- Unimplemented               NOT_OFFERED
-     +-- Unavailable                 SHUTTING_DOWN, MOVED, STORE_UNAVAILABLE, REVISION_NOT_REACHED
+     +-- Unavailable                 SHUTTING_DOWN, MOVED, STORE_UNAVAILABLE, REVISION_NOT_REACHED, READER_STUCK
 
 All but Unavailable say that nothing was done (guarantee G4). A reason never changes its meaning, and a
 metadata key, once published, stays. ``rpc/status.py`` turns these into ``google.rpc.Status``, in one table.

@@ -232,6 +232,13 @@ class Settings(BaseSettings):
     client_ping_seconds: Annotated[
         PositiveFloat, Field(description="Least time between two pings of a client; faster ones are cut off.")
     ] = 20.0
+    write_seconds: Annotated[
+        PositiveFloat,
+        Field(
+            description="A stream whose client takes nothing for this long is ended; "
+            "the client goes on from its token."
+        ),
+    ] = 300.0
     connection_age_seconds: Annotated[
         NonNegativeFloat,
         Field(

@@ -1,13 +1,14 @@
 """UpdateFeed over the wire, against a server in this process."""
 
 import asyncio
+import urllib.request
 
 import grpc
 import pytest
 
 from support.feed_client import FeedClient, delete, push
 from support.hosted import hosted
-from support.wire import Refused, Wire, house
+from support.wire import WIDE, Refused, Wire, house
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import key_pb2
 from syncline.v1 import sync_service_pb2 as pb
@@ -479,3 +480,39 @@ async def test_list_heads_pages_by_prefix_and_right(wire):
         wire.sync.ListHeads, pb.ListHeadsRequest(prefix="b", page_token=token or "x")
     )
     assert refused.reason == "PAGE_TOKEN_INVALID"
+
+
+# -- slow and stuck readers --------------------------------------------------------------------------------
+
+
+ENDED = b'syncline_calls_total{code="UNAVAILABLE",method="SyncService/UpdateFeed"} 1.0'
+
+
+def metrics(address):
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        return answer.read()
+
+
+async def test_f33_a_client_that_takes_nothing_is_ended_and_goes_on_from_its_token(tmp_path):
+    """Its connection lives, so no keepalive ends it. What was under way still reaches it, then the status."""
+    async with house(tmp_path, write_seconds=0.5, http="127.0.0.1:0") as home:
+        wire = home.wire
+        await wire.make_dataset("books")
+        for first in range(0, 10_000, 500):
+            await push(wire, "books", *range(first, first + 500), size=2_000)
+        async with grpc.aio.insecure_channel(
+            home.server.addresses[0], options=[*WIDE, ("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
+            stuck = Wire(channel, wire.secret)
+            async with FeedClient(stuck) as feed:
+                await feed.add(1, "books", credit_bytes=1 << 30)
+                await feed.until(lambda: feed.copies[1, ""].records)
+                async with asyncio.timeout(20):
+                    while ENDED not in await asyncio.to_thread(metrics, home.server.http):
+                        await asyncio.sleep(0.05)
+                refused = await ended(feed)
+            assert (refused.code, refused.reason) == ("UNAVAILABLE", "READER_STUCK")
+            async with FeedClient(stuck, feed.copies) as again:
+                await again.add(1, "books", token=feed.copies[1, ""].token, credit_bytes=1 << 30)
+                await again.until_exact(20, (1, ""))
+                assert not again.copies[1, ""].resets

@@ -10,8 +10,17 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final
 
-from syncline_server.errors import PermissionDenied, ResourceExhausted, SynclineError, Unauthenticated
+from syncline_server.errors import (
+    PermissionDenied,
+    ResourceExhausted,
+    SynclineError,
+    Unauthenticated,
+    Unavailable,
+)
 from syncline_server.model import Principal
+
+WRITE_SECONDS: Final = 300.0
+"""Default of how long a client may take nothing of what is sent to it."""
 
 Authenticate = Callable[[str], Awaitable[Principal]]
 """Secret to principal; raises Unauthenticated. Answers may be some seconds old."""
@@ -22,12 +31,14 @@ StillAllowed = Callable[[Principal], bool]
 class Call:
     """A call and its caller."""
 
-    __slots__ = ("principal", "secret", "still_allowed")
+    __slots__ = ("principal", "secret", "still_allowed", "writing_since")
 
     def __init__(self, principal: Principal, secret: str) -> None:
         self.principal = principal
         self.secret = secret
         self.still_allowed: StillAllowed | None = None
+        self.writing_since: float | None = None
+        """When the write under way was begun, on the loop's clock."""
 
 
 _call: Final[ContextVar[Call]] = ContextVar("syncline_call")
@@ -67,9 +78,12 @@ class _OpenStream:
 class OpenStreams:
     """All streams that are open: how many a key may have, and whether their keys are still good."""
 
-    def __init__(self, authenticate: Authenticate, *, per_key: int) -> None:
+    def __init__(
+        self, authenticate: Authenticate, *, per_key: int, write_seconds: float = WRITE_SECONDS
+    ) -> None:
         self._authenticate = authenticate
         self._per_key = per_key
+        self._write_seconds = write_seconds
         self._count: Counter[str] = Counter()
         self._by_secret: defaultdict[str, set[_OpenStream]] = defaultdict(set)
 
@@ -130,4 +144,19 @@ class OpenStreams:
                 if stream.call.still_allowed is not None and not stream.call.still_allowed(principal):
                     stream.end(
                         PermissionDenied("PERMISSION_DENIED", "this key may not read the dataset any more")
+                    )
+
+    async def check_writes(self) -> None:
+        """End the streams whose clients have taken nothing for too long, though their connections live (hazard F33)."""
+        begun_before = asyncio.get_running_loop().time() - self._write_seconds
+        for streams in tuple(self._by_secret.values()):
+            for stream in tuple(streams):
+                since = stream.call.writing_since
+                if since is not None and since < begun_before:
+                    stream.end(
+                        Unavailable(
+                            "READER_STUCK",
+                            f"nothing was taken of this stream for {self._write_seconds:g} s; connect again and go on "
+                            "from the last token",
+                        )
                     )

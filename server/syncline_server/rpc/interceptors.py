@@ -42,6 +42,8 @@ _log = structlog.get_logger()
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
+_ABORT_SECONDS: Final = 5.0
+
 _BEARER: Final = "bearer "
 
 
@@ -138,6 +140,7 @@ class Edge:
 
         async def call(data: bytes, context: Context) -> None:
             task = _this_task()
+            now = task.get_loop().time
             self._tasks.add(task)
             try:
                 entered = await self._enter(context)
@@ -147,7 +150,9 @@ class Edge:
                     raise _unreadable() from None
                 async with self._streams.open(entered), aclosing(behaviour(request, context)) as messages:
                     async for message in messages:
+                        entered.writing_since = now()
                         await context.write(message if type(message) is bytes else serialise(message))
+                        entered.writing_since = None
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:
@@ -186,6 +191,7 @@ class Edge:
 
         async def call(messages: AsyncIterator[bytes], context: Context) -> None:
             task = _this_task()
+            now = task.get_loop().time
             self._tasks.add(task)
             try:
                 entered = await self._enter(context)
@@ -196,7 +202,9 @@ class Edge:
                     aclosing(behaviour(requests, context)) as responses,
                 ):
                     async for message in responses:
+                        entered.writing_since = now()
                         await context.write(message if type(message) is bytes else serialise(message))
+                        entered.writing_since = None
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:
@@ -250,7 +258,12 @@ class Edge:
             raise asyncio.CancelledError from error  # the peer left while a write was pending
         told = tell(method, error)
         self._metrics.calls.labels(method, told.code.name).inc()
-        await context.abort(told.code, told.message, told.trailers)
+        try:
+            async with asyncio.timeout(_ABORT_SECONDS):
+                await context.abort(told.code, told.message, told.trailers)
+        except TimeoutError:
+            # The client reads nothing. The status waits behind what was written, and nobody waits for it here.
+            raise asyncio.CancelledError from error
 
 
 def tell(method: str, error: Exception) -> Refusal:
