@@ -1,18 +1,15 @@
-"""What an UpdateFeed stream knows under one subscription id: one dataset, or with a prefix any number of them.
-
-Those of a prefix share its credit.
-"""
+"""What an UpdateFeed stream knows under one subscription id: a dataset, or which datasets there are."""
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncline._events import FeedViolation
-from syncline._reconnect import FeedOptions, is_fault, may_pass
+from syncline._reconnect import FeedOptions, Reconnects, is_fault, may_pass
 from syncline._subscription import Subscription, Terms
 from syncline.errors import SynclineError
-from syncline.events import Reset, ResetReason
 from syncline.names import dataset_name, parse_dataset_name
 from syncline.v1 import update_feed_pb2
 
@@ -33,7 +30,7 @@ class Entry(ABC):
         self._credit = terms.window_bytes  # as the server knows it, when it has heard of all grants
         self._consumed = 0  # read, and not granted again yet
 
-    # -- what differs with a prefix -------------------------------------------------------------------------
+    # -- what differs ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def members(self) -> Iterable[Subscription[Any]]:
@@ -44,45 +41,31 @@ class Entry(ABC):
         """The request that begins it where it stands."""
 
     @abstractmethod
-    def find(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """Whose part it is. Raises FeedViolation when it cannot be any's."""
+    def take(self, part: update_feed_pb2.FeedPart, size_bytes: int, now: float, *, exceeded: bool) -> None:
+        """Handle a part; ``exceeded``: there was no credit for events. Raises FeedViolation."""
 
     @abstractmethod
-    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """Whose error it is; None: of all of it. Raises FeedViolation when it cannot be any's."""
+    def violated(self, error: SynclineError) -> None:
+        """The server broke the rules."""
 
     @abstractmethod
     def fail(self, error: SynclineError) -> None:
-        """End all of it."""
+        """End it with an error."""
 
     @abstractmethod
-    def leave(self, subscription: Subscription[Any]) -> None:
-        """A subscription has ended."""
-
-    @abstractmethod
-    def wire_dataset(self, subscription: Subscription[Any]) -> str:
-        """What an ack says of whom it is."""
+    def close(self) -> None:
+        """End it, because nobody wants it any more."""
 
     # -- from the stream ------------------------------------------------------------------------------------
 
     def receive(self, part: update_feed_pb2.FeedPart, now: float) -> None:
-        """Hand a part to its reader. Raises FeedViolation when the server does not keep to the credit."""
+        """Take in a part. Raises FeedViolation when it cannot be."""
         if self.is_paused:
             return
         size = part.ByteSize()
-        exceeded = self._credit <= 0
+        exceeded = self._credit <= 0 and bool(part.events)
         self._credit -= size
-        if part.HasField("error"):
-            self.consumed(size)
-            self._handle_error(part)
-            return
-        subscription = self.find(part)
-        if part.HasField("accepted") and subscription is not None:
-            subscription.accepted(part.accepted, now)
-        if subscription is None or not subscription.receive(part.events, size, now):
-            self.consumed(size)
-        elif exceeded and part.events:
-            raise FeedViolation(f"{size} bytes came where there was no credit left")
+        self.take(part, size, now, exceeded=exceeded)
 
     def restart(self, now: float) -> None:
         """The stream broke, or it is to begin again on this one."""
@@ -90,13 +73,6 @@ class Entry(ABC):
         self._consumed = 0
         for subscription in self.members():
             subscription.restart(now)
-
-    def violated(self, error: SynclineError) -> None:
-        """The server broke the rules for the entry as a whole."""
-        for subscription in self.members():
-            subscription.renew(error, counts=True)
-            return
-        self.fail(error)
 
     def check_silence(self, now: float) -> Subscription[Any] | None:
         """One that ought to have heard something, if there is one."""
@@ -108,17 +84,6 @@ class Entry(ABC):
             if subscription.is_overdue(now, silence) and not waits:
                 return subscription
         return None
-
-    def _handle_error(self, part: update_feed_pb2.FeedPart) -> None:
-        error = self._feed.to_error(part.error)
-        subscription = self.find_failed(part)
-        fault = is_fault(error)
-        if subscription is None:
-            self.fail(error)
-        elif fault or may_pass(error):
-            subscription.renew(error, counts=fault)
-        else:
-            subscription.fail(error)
 
     # -- from its subscriptions -----------------------------------------------------------------------------
 
@@ -134,12 +99,15 @@ class Entry(ABC):
             self._feed.grant(self, self._consumed)
             self._consumed = 0
 
-    def ack(self, subscription: Subscription[Any], revision: int) -> None:
-        """A copy has come so far."""
-        urgent = self._terms.mode == "on_checkpoint"
-        self._feed.ack(self, self.wire_dataset(subscription), revision, urgent=urgent)
+    def ack(self, revision: int) -> None:
+        """The copy has come so far."""
+        self._feed.ack(self, revision, urgent=self._terms.mode == "on_checkpoint")
 
-    def renew(self, pause_seconds: float, error: SynclineError | None) -> None:
+    def leave(self) -> None:
+        """The subscription has ended."""
+        self._feed.remove(self)
+
+    def renew(self, pause_seconds: float, error: SynclineError) -> None:
         """Begin it again on this stream, after a pause."""
         self.restart(asyncio.get_running_loop().time())
         self._feed.renew(self, pause_seconds, error)
@@ -181,118 +149,121 @@ class SingleEntry(Entry):
         request.from_now = self._terms.from_now and not subscription.has_begun
         return request
 
-    def find(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """The one."""
+    def take(self, part: update_feed_pb2.FeedPart, size_bytes: int, now: float, *, exceeded: bool) -> None:
+        """Hand it to the reader. Raises FeedViolation when the server does not keep to the credit."""
         if part.dataset:
             raise FeedViolation(f"a part of {part.dataset!r} for a subscription without a prefix")
-        return self.subscription
+        if part.HasField("error"):
+            self.consumed(size_bytes)
+            self._take_error(self._feed.to_error(part.error))
+            return
+        if part.HasField("accepted"):
+            self.subscription.accepted(part.accepted, now)
+        if not self.subscription.receive(part.events, size_bytes, now):
+            self.consumed(size_bytes)
+        elif exceeded:
+            raise FeedViolation(f"{size_bytes} bytes came where there was no credit left")
 
-    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """The one."""
-        return self.find(part)
+    def _take_error(self, error: SynclineError) -> None:
+        fault = is_fault(error)
+        if fault or may_pass(error):
+            self.subscription.renew(error, counts=fault)
+        else:
+            self.subscription.fail(error)
+
+    def violated(self, error: SynclineError) -> None:
+        """The server broke the rules."""
+        self.subscription.renew(error, counts=True)
 
     def fail(self, error: SynclineError) -> None:
-        """End it."""
+        """End it with an error."""
         self.subscription.fail(error)
 
-    def leave(self, subscription: Subscription[Any]) -> None:
-        """It has ended."""
-        del subscription
-        self._feed.remove(self)
-
-    def wire_dataset(self, subscription: Subscription[Any]) -> str:
-        """Nothing: the id says it."""
-        del subscription
-        return ""
+    def close(self) -> None:
+        """End it."""
+        self.subscription.close()
 
 
-class PrefixEntry(Entry):
-    """All datasets whose ids begin with a prefix, now and later."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """News of a dataset that the key may read."""
 
-    def __init__(
-        self,
-        feed: "UpdateFeed",
-        entry_id: int,
-        terms: Terms,
-        options: FeedOptions,
-        *,
-        prefix: str,
-        tokens: Mapping[str, bytes],
-        decode: Callable[[bytes], Any],
-    ) -> None:
-        super().__init__(feed, entry_id, terms, options)
+    dataset: str
+    is_there: bool
+    """It was there when the stream was opened, or was created; otherwise it was deleted, or is not to be read."""
+
+
+class DirectoryEntry(Entry):
+    """Which datasets there are whose ids begin with a prefix: a subscription to all of them, without their data.
+
+    Each begins at its newest revision, and sends whole states only, of which the first one is never acknowledged: so
+    nothing comes but that it has begun, and that it has ended.
+    """
+
+    def __init__(self, feed: "UpdateFeed", entry_id: int, options: FeedOptions, *, prefix: str) -> None:
+        super().__init__(feed, entry_id, Terms(from_now=True, mode="on_checkpoint"), options)
         self._prefix = prefix
-        self._decode = decode
-        self._tokens = dict(tokens)  # of those that have not come up yet
-        self._members: dict[str, Subscription[Any]] = {}
-        self._known: set[str] = set()
-        self.appeared: asyncio.Queue[Subscription[Any] | SynclineError | None] = asyncio.Queue()
-        """Those that have begun, then how it ended."""
+        self._reconnects = Reconnects(options)
+        self.sightings: asyncio.Queue[Sighting | SynclineError | None] = asyncio.Queue()
+        """What was seen, then how it ended."""
 
     def members(self) -> Iterable[Subscription[Any]]:
-        """Those that have come up and not ended."""
-        return tuple(self._members.values())
+        """None: nobody reads its events."""
+        return ()
 
     def to_wire(self) -> update_feed_pb2.AddSubscription:
-        """The request that begins it where it stands."""
+        """The request, which is the same at each beginning: what is there is told anew."""
         request = self._terms.to_wire(self.entry_id, f"{dataset_name(self._prefix)}*")
-        tokens = self._tokens | {name: one.resume for name, one in self._members.items()}
-        for name, token in tokens.items():  # also the empty ones: of those that are gone an error comes back
-            request.tokens[dataset_name(name)] = token
-        request.from_now = self._terms.from_now and not tokens
+        request.from_now = True
         return request
 
-    def find(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """The one of its dataset; made when the server accepts it for the first time."""
+    def take(self, part: update_feed_pb2.FeedPart, size_bytes: int, now: float, *, exceeded: bool) -> None:
+        """Note what it tells. Raises FeedViolation."""
+        del now, exceeded
+        self.consumed(size_bytes)
+        if part.HasField("error"):
+            self._take_error(part)
+        elif part.HasField("accepted"):
+            self._see(part, is_there=True)
+
+    def _take_error(self, part: update_feed_pb2.FeedPart) -> None:
+        if part.dataset:
+            self._see(part, is_there=False)
+            return
+        error = self._feed.to_error(part.error)
+        fault = is_fault(error)
+        if not (fault or may_pass(error)):
+            self.fail(error)
+            return
+        self._again(error, counts=fault)
+
+    def _again(self, error: SynclineError, *, counts: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        try:
+            self.renew(self._reconnects.pause_seconds(error, now, counts=counts), error)
+        except SynclineError:
+            self.fail(error)
+
+    def violated(self, error: SynclineError) -> None:
+        """The server broke the rules."""
+        self._again(error, counts=True)
+
+    def _see(self, part: update_feed_pb2.FeedPart, *, is_there: bool) -> None:
         try:
             dataset = parse_dataset_name(part.dataset)
         except ValueError as error:
             raise FeedViolation(str(error)) from None
         if not dataset.startswith(self._prefix):
             raise FeedViolation(f"a part of {dataset!r}, which does not begin with {self._prefix!r}")
-        known = self._members.get(dataset)
-        if known is not None or not part.HasField("accepted"):
-            return known
-        return self._begin(dataset)
-
-    def find_failed(self, part: update_feed_pb2.FeedPart) -> Subscription[Any] | None:
-        """The one of its dataset; made to tell the error, where there was only a token so far."""
-        if not part.dataset:
-            return None
-        return self.find(part) or self._begin(parse_dataset_name(part.dataset))
-
-    def _begin(self, dataset: str) -> Subscription[Any]:
-        token = self._tokens.pop(dataset, b"")
-        subscription: Subscription[Any] = Subscription(
-            self, dataset, token=token, decode=self._decode, terms=self._terms, options=self._options
-        )
-        subscription.heard_at = asyncio.get_running_loop().time()
-        if dataset in self._known:
-            # It was deleted and is there again: what its readers hold is of the one before.
-            message = "the dataset was deleted and created again"
-            subscription.push_reset(Reset(reason=ResetReason.DATASET_REPLACED, message=message, token=b""))
-        self._known.add(dataset)
-        self._members[dataset] = subscription
-        self.appeared.put_nowait(subscription)
-        return subscription
+        self._reconnects.settle()
+        self.sightings.put_nowait(Sighting(dataset=dataset, is_there=is_there))
 
     def fail(self, error: SynclineError) -> None:
-        """End all of it."""
-        for subscription in self.members():
-            subscription.fail(error)
-        self.appeared.put_nowait(error)
+        """End it."""
+        self.sightings.put_nowait(error)
         self._feed.remove(self)
 
-    def leave(self, subscription: Subscription[Any]) -> None:
-        """One has ended; the others go on."""
-        if self._members.get(subscription.dataset) is subscription:
-            del self._members[subscription.dataset]
-
-    def wire_dataset(self, subscription: Subscription[Any]) -> str:
-        """Its name."""
-        return dataset_name(subscription.dataset)
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Nobody wants it any more."""
-        self.appeared.put_nowait(None)
+        self.sightings.put_nowait(None)
         self._feed.remove(self)

@@ -77,10 +77,6 @@ class Order:
             token=self.token,
         )
 
-    def anew(self) -> "Order":
-        """The same feed from nothing."""
-        return Order(b"", self.decode, filtered=self._filtered)
-
     def confirm(self, token: bytes) -> None:
         """Take the token of a page, which is that of its last event where that has one. Raises FeedViolation."""
         if not token:

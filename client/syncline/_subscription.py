@@ -168,12 +168,6 @@ class Subscription(Generic[T]):
                     return reset
         raise StopAsyncIteration
 
-    def begin_anew(self) -> None:
-        """Fetch a complete new copy, because what was made of the old one cannot be trusted any more."""
-        self._order = self._order.anew()
-        self._token = b""
-        self._entry.renew(0.0, None)
-
     def batches(self) -> "Parts[T]":
         """All parts, for ``async for``."""
         return Parts(self)
@@ -182,18 +176,20 @@ class Subscription(Generic[T]):
         """Say that the copy has been brought to the checkpoint at ``revision``. Returns at once."""
         self._acked = max(self._acked, revision)
         if self._acked <= self._newest:
-            self._entry.ack(self, self._acked)
+            self._entry.ack(self._acked)
 
     async def aclose(self) -> None:
         """End it. Who reads it is told at once."""
+        self.close()
+
+    def close(self) -> None:
+        """The same, where nothing can be awaited."""
         if not self._closed:
-            unread = self._held + sum(item[0] for item in self._queue if not isinstance(item, Reset))
             self._closed = True
             self._events = iter(())
             self._held = 0
             self._queue.clear()
-            self._entry.leave(self)
-            self._entry.consumed(unread)
+            self._entry.leave()
             self._wake()
 
     async def __aenter__(self) -> Self:
@@ -226,7 +222,7 @@ class Subscription(Generic[T]):
         if checkpoint.revision >= self.min_revision:
             self.min_revision = 0
         if 0 < self._acked <= self._newest:  # acknowledged before the stream broke, and perhaps not heard
-            self._entry.ack(self, self._acked)
+            self._entry.ack(self._acked)
 
     async def _next_events(self) -> Reset | None:
         """Wait for a part. A reset, when what was handed out cannot be continued."""
@@ -291,12 +287,8 @@ class Subscription(Generic[T]):
         self._awaits_accept = True
         self.heard_at = now
         if (reset := self._order.reconnect()) is not None:
-            self.push_reset(reset)
-
-    def push_reset(self, reset: Reset) -> None:
-        """What was handed out is void."""
-        self._queue.append(reset)
-        self._wake()
+            self._queue.append(reset)
+            self._wake()
 
     def renew(self, error: SynclineError, *, counts: bool) -> None:
         """Begin again after a pause; or fail, when this has come too often."""
@@ -311,7 +303,7 @@ class Subscription(Generic[T]):
         """End it with an error, which is raised after what waits was handed out."""
         if not self.is_over:
             self._error = error
-            self._entry.leave(self)
+            self._entry.leave()
             self._wake()
 
     def is_overdue(self, now: float, silence_seconds: float) -> bool:

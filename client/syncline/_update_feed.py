@@ -8,14 +8,14 @@ that a thousand subscriptions are added, acknowledged and granted in a few messa
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc.aio
 from google.rpc.status_pb2 import Status
 
 from syncline import errors
 from syncline._call import LOG, Caller
-from syncline._entry import Entry, PrefixEntry, SingleEntry
+from syncline._entry import DirectoryEntry, Entry, Sighting, SingleEntry
 from syncline._events import FeedViolation
 from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions, Reconnects, is_fault, may_pass
 from syncline._status import to_error, to_part_error
@@ -84,35 +84,17 @@ class UpdateFeed:
         self._add(entry)
         return entry.subscription
 
-    def subscribe_prefix(
-        self,
-        prefix: str,
-        *,
-        decode: Callable[[bytes], T],
-        tokens: Mapping[str, bytes] | None = None,
-        terms: Terms = _DEFAULT_TERMS,
-    ) -> "PrefixSubscription[T]":
-        """Follow all datasets whose ids begin with ``prefix``, each from its token on, now and later."""
-        entry = PrefixEntry(
-            self,
-            self._next_id(),
-            terms,
-            self._options,
-            prefix=prefix,
-            tokens=tokens or {},
-            decode=decode,
-        )
+    def datasets(self, prefix: str) -> "Datasets":
+        """Hear which datasets there are whose ids begin with ``prefix``, now and later."""
+        entry = DirectoryEntry(self, self._next_id(), self._options, prefix=prefix)
         self._add(entry)
-        return PrefixSubscription(entry)
+        return Datasets(entry)
 
     async def aclose(self) -> None:
         """End all subscriptions, and the stream when the server has taken the last acks."""
         self._closing = True
         for entry in list(self._entries.values()):
-            for subscription in entry.members():
-                await subscription.aclose()
-            if isinstance(entry, PrefixEntry):
-                entry.end()
+            entry.close()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -124,11 +106,11 @@ class UpdateFeed:
             self._requests.grant(entry.entry_id, size_bytes)
             self._changed.set()
 
-    def ack(self, entry: Entry, dataset: str, revision: int, *, urgent: bool) -> None:
+    def ack(self, entry: Entry, revision: int, *, urgent: bool) -> None:
         """A copy has come so far."""
         if self._entries.get(entry.entry_id) is not entry:
             return
-        first = self._requests.ack(entry.entry_id, dataset, revision)
+        first = self._requests.ack(entry.entry_id, revision)
         if urgent:
             self._changed.set()
         elif first:
@@ -141,10 +123,9 @@ class UpdateFeed:
             self._requests.remove(entry.entry_id)
             self._changed.set()
 
-    def renew(self, entry: Entry, pause_seconds: float, error: SynclineError | None) -> None:
-        """Begin it again on this stream, after a pause. No error: because its reader wants it so."""
-        if error is not None:
-            LOG.info("subscription %d: again in %.2f s: %s", entry.entry_id, pause_seconds, error.message)
+    def renew(self, entry: Entry, pause_seconds: float, error: SynclineError) -> None:
+        """Begin it again on this stream, after a pause."""
+        LOG.info("subscription %d: again in %.2f s: %s", entry.entry_id, pause_seconds, error.message)
         self._requests.forget(entry.entry_id)
         if not entry.is_paused:
             entry.is_paused = True
@@ -324,35 +305,32 @@ class UpdateFeed:
                     return
 
 
-class PrefixSubscription(Generic[T]):
-    """Subscriptions that come up as datasets do: iterate it, and read each one by itself.
+class Datasets:
+    """Sightings of datasets, for ``async for``. After a broken stream those that are there are seen again.
 
-    One that ends by NotFound was deleted. Raises what ends all of them: PermissionDenied, InvalidArgument, …
+    Raises what ends it: PermissionDenied, InvalidArgument.
     """
 
     __slots__ = ("_entry",)
 
-    def __init__(self, entry: PrefixEntry) -> None:
+    def __init__(self, entry: DirectoryEntry) -> None:
         self._entry = entry
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Subscription[T]:
-        """The next dataset that has begun. Raises StopAsyncIteration when this was closed."""
-        found = await self._entry.appeared.get()
-        if isinstance(found, Subscription):
+    async def __anext__(self) -> Sighting:
+        found = await self._entry.sightings.get()
+        if isinstance(found, Sighting):
             return found
-        self._entry.appeared.put_nowait(found)  # for whoever asks again
+        self._entry.sightings.put_nowait(found)  # for whoever asks again
         if found is None:
             raise StopAsyncIteration
         raise found
 
     async def aclose(self) -> None:
-        """End all of them."""
-        for subscription in self._entry.members():
-            await subscription.aclose()
-        self._entry.end()
+        """End it."""
+        self._entry.close()
 
 
 class _Requests:
@@ -363,7 +341,7 @@ class _Requests:
     def __init__(self) -> None:
         self._adds: dict[int, None] = {}
         self._removes: dict[int, None] = {}
-        self._acks: dict[tuple[int, str], int] = {}
+        self._acks: dict[int, int] = {}
         self._grants: dict[int, int] = {}
 
     def add(self, entry_id: int) -> None:
@@ -382,13 +360,11 @@ class _Requests:
         """Nothing holds any more that was asked for it."""
         self._adds.pop(entry_id, None)
         self._grants.pop(entry_id, None)
-        for key in [key for key in self._acks if key[0] == entry_id]:
-            del self._acks[key]
+        self._acks.pop(entry_id, None)
 
-    def ack(self, entry_id: int, dataset: str, revision: int) -> bool:
+    def ack(self, entry_id: int, revision: int) -> bool:
         """The newest counts. Returns whether it is the only ack that waits."""
-        key = (entry_id, dataset)
-        self._acks[key] = max(revision, self._acks.get(key, 0))
+        self._acks[entry_id] = max(revision, self._acks.get(entry_id, 0))
         return len(self._acks) == 1
 
     def grant(self, entry_id: int, size_bytes: int) -> None:
@@ -400,8 +376,8 @@ class _Requests:
         actions: list[update_feed_pb2.FeedAction] = []
         action = update_feed_pb2.FeedAction
         while self._acks and len(actions) < limit:
-            (entry_id, dataset), revision = self._acks.popitem()
-            ack = update_feed_pb2.AckCheckpoint(subscription_id=entry_id, dataset=dataset, revision=revision)
+            entry_id, revision = self._acks.popitem()
+            ack = update_feed_pb2.AckCheckpoint(subscription_id=entry_id, revision=revision)
             actions.append(action(ack=ack))
         while self._removes and len(actions) < limit:
             entry_id, _ = self._removes.popitem()

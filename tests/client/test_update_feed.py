@@ -17,6 +17,7 @@ from syncline._update_feed import UpdateFeed
 from syncline.v1.update_feed_pb2 import AddSubscription
 
 QUICK = FeedOptions(reconnect=RetryPolicy(attempts=None, first_seconds=0.001, max_seconds=0.005))
+OFFLINE = Refuse("UNAVAILABLE")
 A = ("a", b'{"v":1}', 1)
 B = ("b", b'{"v":2}', 2)
 
@@ -352,68 +353,51 @@ async def test_t69_unknown_event_ends_one_subscription(scripted: ScriptedServer,
     await take(tea, 1)
 
 
-async def test_begin_anew_fetches_everything(scripted: ScriptedServer, feed: UpdateFeed) -> None:
-    server = ScriptedFeed(scripted, accept_all)
-    subscription = follow(feed, token=b"t9")
-    await take(subscription, 1)
-
-    subscription.begin_anew()
-
-    assert [type(one).__name__ for one in await take(subscription, 2)] == ["ChangeBatch", "Checkpoint"]
-    assert [add.token for add in server.last.adds] == [b"t9", b""]
+# -- which datasets there are -----------------------------------------------------------------------------------
 
 
-# -- prefixes -----------------------------------------------------------------------------------------------
+async def test_datasets_are_seen_as_they_come_and_go(scripted: ScriptedServer, feed: UpdateFeed) -> None:
+    async def answer(stream: FeedStream, add: AddSubscription) -> None:
+        for dataset in ("sensor-a", "sensor-b"):
+            await stream.accept(add, checkpoint(1, [A]), dataset=dataset)
 
+    server = ScriptedFeed(scripted, answer)
+    datasets = feed.datasets("sensor-")
 
-async def serve_prefix(stream: FeedStream, add: AddSubscription) -> None:
-    for dataset in ("sensor-a", "sensor-b"):
-        token = add.tokens.get(f"datasets/{dataset}", b"")
-        events = [checkpoint(1, [A])] if token else [changes(0, 1, [A]), checkpoint(1, [A])]
-        await stream.accept(add, *events, dataset=dataset)
+    async def see(number: int) -> list[tuple[str, bool]]:
+        async with asyncio.timeout(10):
+            seen = [await anext(datasets) for _ in range(number)]
+        return [(one.dataset, one.is_there) for one in seen]
 
-
-async def test_a_prefix_follows_datasets_as_they_come_and_go(
-    scripted: ScriptedServer, feed: UpdateFeed
-) -> None:
-    server = ScriptedFeed(scripted, serve_prefix)
-    prefix = feed.subscribe_prefix("sensor-", decode=lambda data: data, tokens={"sensor-a": b"t1"})
-
-    a, b = [await anext(prefix) for _ in range(2)]
-    assert (a.dataset, b.dataset) == ("sensor-a", "sensor-b")
-    assert isinstance((await take(a, 1))[0], Checkpoint)
-    await take(b, 2)
+    assert await see(2) == [("sensor-a", True), ("sensor-b", True)]
     (add,) = server.last.adds
-    assert (add.dataset, dict(add.tokens)) == ("datasets/sensor-*", {"datasets/sensor-a": b"t1"})
-    b.ack(1)
-    await server.until(lambda: server.last.acks == [(1, "datasets/sensor-b", 1)])
+    assert (add.dataset, add.from_now, add.delivery_mode) == ("datasets/sensor-*", True, 3)
+    gone = Refuse("NOT_FOUND", "DATASET_NOT_FOUND")
+    await server.last.refuse(add, gone, dataset="sensor-b")
+    await server.last.accept(add, dataset="sensor-b")
+    assert await see(2) == [("sensor-b", False), ("sensor-b", True)]
 
-    await server.last.refuse(1, Refuse("NOT_FOUND", "DATASET_NOT_FOUND"), dataset="sensor-b")
-    with pytest.raises(syncline.NotFound):
-        await take(b, 1)
-    await server.last.accept(add, changes(0, 2, [B]), dataset="sensor-b")
-    again = await anext(prefix)
-    void, batch = await take(again, 2)
-    assert (void.reason.name, batch.record_ids) == ("DATASET_REPLACED", ["b"])
-
-    server.last.close(Refuse("UNAVAILABLE"))
-    await server.stream(2, adds=1)
-    assert dict(server.last.adds[0].tokens) == {"datasets/sensor-a": b"c1", "datasets/sensor-b": b"t2"}
-    await prefix.aclose()
+    server.last.close(OFFLINE)
+    assert await see(2) == [("sensor-a", True), ("sensor-b", True)]
+    await server.last.accept(server.last.adds[0], dataset="tea")  # none of ours
+    assert await see(2) == [("sensor-a", True), ("sensor-b", True)]
+    assert len(server.streams) == 2
+    assert server.last.acks == []
+    await datasets.aclose()
     with pytest.raises(StopAsyncIteration):
-        await anext(prefix)
+        await anext(datasets)
 
 
-async def test_a_prefix_that_is_refused_says_so(scripted: ScriptedServer, feed: UpdateFeed) -> None:
+async def test_datasets_that_may_not_be_seen(scripted: ScriptedServer, feed: UpdateFeed) -> None:
     async def refuse(stream: FeedStream, add: AddSubscription) -> None:
         await stream.refuse(add, Refuse("PERMISSION_DENIED", "PERMISSION_DENIED", "not yours"))
 
     ScriptedFeed(scripted, refuse)
-    prefix = feed.subscribe_prefix("x", decode=lambda data: data)
+    datasets = feed.datasets("x")
 
     for _ in range(2):
         with pytest.raises(syncline.PermissionDenied, match="not yours"):
-            await anext(prefix)
+            await anext(datasets)
 
 
 async def test_a_reset_goes_back_to_the_beginning(scripted: ScriptedServer, feed: UpdateFeed) -> None:
