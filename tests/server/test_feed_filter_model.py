@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, precondition, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, precondition, rule
 
 from support.feed_filter_world import SELECTIONS, SIMPLER_RULES, VALUES, FilterWorld, removing_by
 
@@ -15,14 +15,18 @@ ACTIONS = st.lists(
 )
 
 
+WORLDS = [{}, {"narrow": 0}, {"narrow": 1 << 40}, {"filter_members": 3}]
+"""Cold starts by members or by scan as it fits, all by members, none; and more members than may be kept."""
+
+
 class FilterModel(RuleBasedStateMachine):
     """T52, T47: hypothesis chooses, and shrinks what fails."""
 
     followers = Bundle("followers")
 
-    def __init__(self):
-        super().__init__()
-        self.world = FilterWorld()
+    @initialize(kind=st.sampled_from(WORLDS))
+    def begin(self, kind):
+        self.world = FilterWorld(**kind)
         self.world.__enter__()
 
     def teardown(self):
@@ -91,6 +95,7 @@ TestFilterModel.settings = settings(max_examples=30, stateful_step_count=40, dea
 def run(seed, rule=None, steps=120):
     """The same, chosen by a seed."""
     choose = random.Random(seed)
+    kind = choose.choice(WORLDS)
     weights = {
         "write": 10,
         "poll": 30,
@@ -104,7 +109,7 @@ def run(seed, rule=None, steps=120):
         "restart": 0.3,
         "head": 1,
     }
-    with FilterWorld() as world:
+    with FilterWorld(**kind) as world:
         for selection in choose.sample(SELECTIONS, 3):
             world.come(selection)
         if rule is not None:

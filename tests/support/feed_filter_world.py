@@ -5,10 +5,12 @@ import contextlib
 import copy as copying
 from dataclasses import replace
 
+import pytest
+
 from support.feed_encoder import Copy
 from support.feed_house import House
 from support.feed_store import MemoryStore, Table
-from syncline_server.feed import filtered_channel
+from syncline_server.feed import filtered_channel, filtered_first, filtered_hub
 from syncline_server.feed.filtered_rows import select
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.subscription import Host
@@ -72,7 +74,9 @@ class FilterWorld:
         page_changes=2, page_bytes=200, ring_frames=4, ring_bytes=3_000, shared_bytes=2_000
     )
 
-    def __init__(self, **settings):
+    def __init__(self, *, narrow=4, **settings):
+        """``narrow``: copies of at most one in so many records start by their members. 0: all do."""
+        self.narrow = narrow
         self.settings = replace(self.settings, **settings)
         self.followers = []
         self.tokens = []
@@ -81,6 +85,9 @@ class FilterWorld:
         self.now = 0.0
 
     def __enter__(self):
+        self.constants = pytest.MonkeyPatch()
+        self.constants.setattr(filtered_first, "_NARROW", self.narrow)
+        self.constants.setattr(filtered_hub, "_UNVERIFIED_SECONDS", 0.0)
         self.runner = asyncio.Runner()
         self.runner.run(self._begin())
         return self
@@ -88,6 +95,7 @@ class FilterWorld:
     def __exit__(self, *error):
         self.runner.run(self._stop())
         self.runner.close()
+        self.constants.undo()
 
     # -- the server ---------------------------------------------------------------------------------------
 
