@@ -1,157 +1,289 @@
-"""What clients did and saw, and the checks that hold it against the guarantees.
+"""What clients did and saw in one run, in memory and as JSON lines.
 
-Every write carries a number that is found again in the records it wrote, and every OK carries its revision. So the
-total order is given and all checks are linear: no search for a linearisation is needed.
+Everything carries the time of one monotonic clock. Writers put the number of their operation into every record, and
+every answer carries a revision; so the total order is given, and no search for a linearisation is needed.
 """
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Outcome = Literal["ok", "rejected", "unknown"]
+
+Version = tuple[int, bytes]
+"""Revision and canonical JSON of a record."""
+
+State = dict[str, Version]
+"""A copy by record id."""
+
+
+def canonical(value: dict[str, Any]) -> bytes:
+    """The byte form that the server stores."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+# -- what clients did ---------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, kw_only=True)
 class Operation:
-    """One write: puts (key to payload) or deletes of keys. ``revision`` is None while the outcome is not known."""
+    """One write: a call, the commit of a session, or one reading of a producer."""
 
     number: int
-    keys: tuple[str, ...]
-    delete: bool
-    invoked: float
+    kind: Literal["push", "delete", "session", "replace", "reading"]
+    dataset: str
+    source: str = "default"
+    puts: dict[str, bytes] = field(default_factory=dict)
+    """Canonical JSON by record id; of records posted twice in one write the last."""
+    deletes: tuple[str, ...] = ()
+    scope: str = ""
+    """Of a replace: nobody else writes ids that begin so."""
+    request_id: str = ""
+    invoked: float = 0.0
     returned: float | None = None
-    outcome: str = "unknown"
+    outcome: Outcome = "unknown"
+    code: str = ""
+    """Reason or status code when it was not OK."""
     revision: int | None = None
-    changed: bool = False
+    changed: bool | None = None
+    answers: list[int] = field(default_factory=list)
+    """Revisions of all OKs: a write that is sent again gets the first answer again."""
+    owner: str = ""
+    """Session or producer that it belongs to."""
+    epoch: int = 0
+    """Of the producer, or number of the session among those of its source."""
 
 
-@dataclass(slots=True)
-class History:
-    """Operations of all writers, and what one subscriber saw."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A producer's epoch or a source's session began; whoever was before it is fenced."""
 
-    operations: dict[int, Operation] = field(default_factory=dict)
-    events: list[tuple[str, str, int, int | None]] = field(default_factory=list)
-    """(kind, key, revision, number of the operation that wrote it) in the order seen."""
-    checkpoints: list[tuple[int, int]] = field(default_factory=list)
-    """(revision, number of events seen before it)."""
-    resets: list[str] = field(default_factory=list)
-    """Reasons."""
-    restarts: list[int] = field(default_factory=list)
-    """Number of events seen before each reset: what follows is a new copy, from its beginning."""
+    owner: str
+    """Producer or source."""
+    epoch: int
+    invoked: float
+    returned: float
 
-    def invoke(self, keys: tuple[str, ...], *, delete: bool, now: float) -> Operation:
-        operation = Operation(number=len(self.operations) + 1, keys=keys, delete=delete, invoked=now)
-        self.operations[operation.number] = operation
-        return operation
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What a read, or an application that looked at its replica, saw."""
+
+    name: str
+    dataset: str
+    selection: str = "all"
+    asked: tuple[str, ...] | None = None
+    """Record ids that were asked for; None: everything."""
+    min_revision: int = 0
+    invoked: float
+    returned: float
+    revision: int
+    records: State
+    is_live: bool = True
+    """It answers from the server, so it must have whatever was acknowledged before it; a replica need not."""
+
+
+# -- what subscribers saw -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A subscription began, from a token that this view was given earlier, or from nothing."""
+
+    at: float
+    token: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Changes: (kind, record id, revision, data), kind being ``put``, ``delete`` or ``remove``."""
+
+    at: float
+    from_revision: int
+    to_revision: int
+    partial: bool = False
+    changes: tuple[tuple[str, str, int, bytes], ...] = ()
+    token: bytes = b""
+    folded: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The copy is said to be exact."""
+
+    at: float
+    revision: int
+    count: int
+    digest: bytes
+    token: bytes
+    going_away: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """The copy begins anew."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The subscription ended: code and reason of the server, or ``LEFT`` when the client went."""
+
+    at: float
+    code: str
+    reason: str = ""
+
+
+Frame = Opened | Batch | Checkpoint | Reset | Ended
+
+
+@dataclass(slots=True, kw_only=True)
+class View:
+    """One subscriber of one dataset: everything it received, over all its connections."""
+
+    name: str
+    dataset: str
+    selection: str = "all"
+    mode: str = "latest"
+    frames: list[Frame] = field(default_factory=list)
 
     @property
-    def acknowledged(self) -> list[Operation]:
-        """Writes that changed something and were answered OK, by revision."""
-        done = [op for op in self.operations.values() if op.outcome == "ok" and op.changed]
-        return sorted(done, key=lambda op: op.revision)
+    def tokens(self) -> list[bytes]:
+        """Tokens that it was given, oldest first."""
+        return [frame.token for frame in self.frames if isinstance(frame, (Batch, Checkpoint)) and frame.token]
 
 
-def check(history: History, final: dict[str, tuple[int, int]], head: int) -> list[str]:
-    """All violations. ``final`` is the dump: key to (revision, number of the operation that wrote it)."""
-    return [
-        *unique_revisions(history, head),
-        *real_time_order(history),
-        *nothing_acknowledged_is_lost(history, final),
-        *rejected_never_appears(history, final),
-        *at_most_one_effect(history, final),
-        *events_in_order(history),
-        *checkpoints_never_go_back(history),
-    ]
+# -- what the store did -------------------------------------------------------------------------------------
 
 
-def unique_revisions(history, head):
-    """G3: every acknowledged write that changed something has a revision of its own, none above the head."""
-    owners = defaultdict(list)
-    for op in history.acknowledged:
-        owners[op.revision].append(op.number)
-        if not 1 <= op.revision <= head:
-            yield f"operation {op.number} was acknowledged at revision {op.revision}, head is {head}"
-    for revision, numbers in owners.items():
-        if len(numbers) > 1:
-            yield f"revision {revision} was given to operations {numbers}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged:
+    """One revision as the store committed it. Data None: deleted."""
+
+    revision: int
+    commit_id: bytes
+    changes: dict[str, bytes | None]
 
 
-def real_time_order(history):
-    """G3: a write that began after another had returned has the higher revision."""
-    earliest_return = float("inf")
-    for op in reversed(history.acknowledged):
-        if earliest_return < op.invoked:
-            yield f"operation {op.number} (revision {op.revision}) began after one with a higher revision returned"
-        earliest_return = min(earliest_return, op.returned)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purged:
+    """The watermark of a dataset was moved."""
+
+    at: float
+    revision: int
 
 
-def nothing_acknowledged_is_lost(history, final):
-    """G2: each key is in the state of its newest acknowledged write, or of a later one of unknown outcome."""
-    newest = {}
-    for op in history.acknowledged:
-        for key in op.keys:
-            newest[key] = op
-    unknown_deletes = {
-        key for op in history.operations.values() if op.outcome == "unknown" and op.delete for key in op.keys
-    }
-    for key, op in newest.items():
-        revision, writer = final.get(key, (None, None))
-        if revision is None:
-            if not op.delete and key not in unknown_deletes:
-                yield f"key {key}: operation {op.number} at revision {op.revision} is lost"
-        elif revision < op.revision:
-            yield f"key {key}: revision {revision} is older than the acknowledged {op.revision} of operation {op.number}"
-        elif revision == op.revision and (op.delete or writer != op.number):
-            yield f"key {key}: revision {revision} belongs to operation {op.number} but holds {writer}'s"
-        elif revision > op.revision and history.operations[writer].outcome != "unknown":
-            yield f"key {key}: operation {writer} was acknowledged at another revision than {revision}"
+@dataclass(slots=True, kw_only=True)
+class DatasetLog:
+    """Everything that was committed to one dataset, and what it is at the end."""
+
+    commits: list[Logged] = field(default_factory=list)
+    purges: list[Purged] = field(default_factory=list)
+    final: State = field(default_factory=dict)
+    """As the server answers at the end."""
+    head: int = 0
+    count: int = 0
+    digest: bytes = bytes(16)
 
 
-def rejected_never_appears(history, final):
-    """G4: a write that was refused has no effect, then or later."""
-    seen = {writer for _, writer in final.values()} | {number for _, _, _, number in history.events if number}
-    for op in history.operations.values():
-        if op.outcome == "rejected" and op.number in seen:
-            yield f"operation {op.number} was rejected and yet is seen"
+# -- all of it ----------------------------------------------------------------------------------------------
 
 
-def at_most_one_effect(history, final):
-    """G5: whatever a write was retried through, it has one revision."""
-    revisions = defaultdict(set)
-    for _, _, revision, number in history.events:
-        if number:
-            revisions[number].add(revision)
-    for revision, writer in final.values():
-        revisions[writer].add(revision)
-    for op in history.acknowledged:
-        revisions[op.number].add(op.revision)
-    for number, seen in revisions.items():
-        if len(seen) > 1 and not history.operations[number].delete:
-            yield f"operation {number} took effect at revisions {sorted(seen)}"
+@dataclass(slots=True, kw_only=True)
+class History:
+    """One run."""
+
+    seed: int = 0
+    operations: list[Operation] = field(default_factory=list)
+    openings: list[Opening] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    faults: list[tuple[float, str]] = field(default_factory=list)
+    calm_since: float | None = None
+    """When the last fault was over; what is owed within a time is owed from then on."""
+    ended: float | None = None
+    checkpoint_seconds: float = 10.0
+    """The server's interval."""
+    datasets: dict[str, DatasetLog] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    """Revision of each request with an id that had an effect, as the store remembers."""
+    covered: dict[bytes, int] = field(default_factory=dict)
+    """Of each token that was used: the revision up to which it does not need tombstones."""
+    repairs: list[str] = field(default_factory=list)
+    """Replicas that had to be mended."""
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def invoke(self, kind: str, dataset: str, **what: Any) -> Operation:
+        """Note that a write begins."""
+        operation = Operation(
+            number=what.pop("number", None) or self.next_number(),
+            kind=kind,  # type: ignore[arg-type]
+            dataset=dataset,
+            invoked=time.monotonic(),
+            **what,
+        )
+        self.operations.append(operation)
+        return operation
+
+    def next_number(self) -> int:
+        """For an operation whose records are to carry it."""
+        return next(self._numbers)
+
+    def view(self, name: str, dataset: str, **what: Any) -> View:
+        """A new subscriber."""
+        self.views.append(View(name=name, dataset=dataset, **what))
+        return self.views[-1]
+
+    def fault(self, what: str) -> None:
+        """Note a fault."""
+        self.faults.append((time.monotonic(), what))
+
+    def acknowledged(self, dataset: str | None = None) -> list[Operation]:
+        """Writes that changed something and were answered OK, by dataset and revision."""
+        done = [
+            op
+            for op in self.operations
+            if op.outcome == "ok" and op.changed and dataset in (None, op.dataset)
+        ]
+        return sorted(done, key=lambda op: (op.dataset, op.revision or 0))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON lines: one object each, its kind in ``is``."""
+        with path.open("w", encoding="utf-8") as file:
+
+            def line(kind: str, what: Any) -> None:
+                file.write(json.dumps({"is": kind} | what, default=_text) + "\n")
+
+            line("run", {"seed": self.seed, "calm_since": self.calm_since, "repairs": self.repairs})
+            for at, what in self.faults:
+                line("fault", {"at": at, "what": what})
+            for operation in self.operations:
+                line("operation", asdict(operation))
+            for opening in self.openings:
+                line("opening", asdict(opening))
+            for read in self.reads:
+                line("read", asdict(read))
+            for view in self.views:
+                for frame in view.frames:
+                    line(type(frame).__name__.lower(), {"view": view.name} | asdict(frame))
+            for name, log in self.datasets.items():
+                for logged in log.commits:
+                    line("commit", {"dataset": name} | asdict(logged))
+                for purged in log.purges:
+                    line("purge", {"dataset": name} | asdict(purged))
 
 
-def events_in_order(history):
-    """G3, G8: what a subscriber sees never goes back, and no event follows a checkpoint that covered it."""
-    newest_of_key = defaultdict(int)
-    restarts = set(history.restarts)
-    covered = iter([*history.checkpoints, (0, len(history.events))])
-    checkpoint, position = 0, 0
-    revision_before, (revision_next, position) = 0, next(covered)
-    for index, (_, key, revision, _) in enumerate(history.events):
-        while index >= position:
-            checkpoint = revision_next
-            revision_next, position = next(covered)
-        if index in restarts:
-            newest_of_key.clear()
-            checkpoint = revision_before = 0
-        if revision <= checkpoint:
-            yield f"event of revision {revision} came after the checkpoint at {checkpoint}"
-        if revision < revision_before:
-            yield f"event of revision {revision} came after one of {revision_before}"
-        if revision <= newest_of_key[key]:
-            yield f"key {key}: revision {revision} after {newest_of_key[key]}"
-        newest_of_key[key] = revision_before = revision
-
-
-def checkpoints_never_go_back(history):
-    """G12: within one history a checkpoint never decreases."""
-    for (before, _), (after, _) in zip(history.checkpoints, history.checkpoints[1:], strict=False):
-        if after < before:
-            yield f"checkpoint {after} after {before}"
+def _text(value: object) -> str:
+    """Data as text, tokens and digests as hex."""
+    assert isinstance(value, bytes)
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+    return text if text.isprintable() else value.hex()

@@ -1,179 +1,248 @@
-"""Traffic that records itself: writers that push and delete, a subscriber that holds a copy, and their judge."""
+"""All clients of a run together, the fault schedule against them, and the judgement at the end."""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import syncline
-from robustness.history import History, Operation, check
+from robustness import recorder
+from robustness.clients import Run
+from robustness.faults import Faults
+from robustness.history import DatasetLog, History, View
+from robustness.promises import judge
+from robustness.readers import Reader, follow_copy, keep_replica
+from robustness.sensors import Clone, Sensor
+from robustness.subscribers import FeedStream, Pager, Subscriber
+from robustness.writers import SessionWriter, Writer
+from support.server_process import ServerProcess
 
-KEYS = [f"k{n:03d}" for n in range(60)]
-CHANGED = {syncline.RecordStatus.CREATED, syncline.RecordStatus.UPDATED, syncline.RecordStatus.DELETED}
-CATCH_UP_SECONDS = 20.0
-OPTIONS = syncline.FeedOptions(reconnect=syncline.RetryPolicy(attempts=None, max_seconds=0.5))
-"""Where the server dies every second, pauses that double each time would be all that there is."""
+KEYS = [f"k{n:03d}" for n in range(40)]
+CATCH_UP_SECONDS = 15.0
+CHECKPOINT_SECONDS = 0.5
+
+TINY = {
+    "SYNCLINE_PAGE_CHANGES": "5",
+    "SYNCLINE_PAGE_BYTES": "2000",
+    "SYNCLINE_RING_BYTES": "4000",
+    "SYNCLINE_CREDIT_BYTES": "2000",
+    "SYNCLINE_CHECKPOINT_SECONDS": f"{CHECKPOINT_SECONDS}",
+    "SYNCLINE_RETENTION_SECONDS": "0",
+    "SYNCLINE_RETENTION_REVISIONS": "20",
+    "SYNCLINE_PURGE_SECONDS": "0.2",
+    "SYNCLINE_SHUTDOWN_SECONDS": "3",
+}
+"""Settings that make everything overflow, run out and expire all the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """How many of each kind of client."""
+
+    writers: int = 3
+    sessions: int = 1
+    swaps: int = 1
+    sensors: int = 1
+    clones: int = 1
+    subscribers: Sequence[tuple[str, str]] = (("things", "all"), ("things", "red"), ("items", "large"))
+    pagers: Sequence[tuple[str, str]] = (("things", "all"), ("things", "two"))
+    streams: Sequence[Sequence[tuple[str, str, str]]] = (
+        (
+            ("things", "all", "latest"),
+            ("things", "red", "max_rate"),
+            ("items", "all", "on_checkpoint"),
+            ("log", "all", "latest"),
+            ("things", "none", "latest"),
+            ("items", "red masked", "latest"),
+        ),
+    )
+    """Of each UpdateFeed stream: dataset, selection and mode of its subscriptions."""
+    copies: Sequence[tuple[str, str]] = (("things", "all"), ("things", "two"))
+    replicas: Sequence[tuple[str, str]] = (("things", "all"), ("items", "red"))
+    readers: int = 1
+    keys: Sequence[str] = tuple(KEYS)
 
 
 class Traffic:
-    """Writers and one subscriber of a dataset that is keyed by ``id``."""
+    """The clients at work on one server."""
 
-    def __init__(self, client: syncline.Client, dataset: str = "things") -> None:
+    def __init__(self, run: Run, server: ServerProcess, client: syncline.Client, crowd: Crowd) -> None:
+        self.run = run
+        self.history = run.history
+        self.server = server
         self.client = client
-        self.things = client.dataset(dataset)
-        self.history = History()
-        self.copy: syncline.Copy = syncline.Copy()
-        self.following: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
-        self._writers: list[asyncio.Task[None]] = []
+        self.crowd = crowd
+        self.judged: dict[str, list[str]] = {}
+        self._writing: list[asyncio.Task[None]] = []
+        self._following: list[asyncio.Task[None]] = []
 
     @classmethod
     @asynccontextmanager
     async def on(
         cls,
-        client: syncline.Client,
+        server: ServerProcess,
         *,
         seed: int,
-        writers: int = 4,
-        sessions: int = 0,
-        keys: Sequence[str] = KEYS,
+        crowd: Crowd | None = None,
+        address: str = "",
+        replica_directory: Path | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> AsyncIterator["Traffic"]:
-        """Make the dataset and begin; on leaving stop. ``finish`` judges.
+        """Make the datasets, begin to record and to work; on leaving stop. ``finish`` judges.
 
-        ``sessions``: writers that work by accrue sessions, each of a source of its own.
+        ``address``: that of a proxy. With a ``replica_directory`` the replicas are files in it.
         """
-        await client.create_dataset("things", identity=syncline.by_key("id"))
-        traffic = cls(client)
-        traffic.following = asyncio.create_task(traffic._follow(), name="subscriber")
-        traffic._writers = [
-            asyncio.create_task(traffic._write(random.Random(seed + n), keys), name=f"writer {n}")
-            for n in range(writers)
-        ]
-        for n in range(sessions):
-            await client.create_source("things", f"feed-{n}")
-            work = traffic._write_sessions(random.Random(seed - n - 1), keys, f"feed-{n}")
-            traffic._writers.append(asyncio.create_task(work, name=f"session writer {n}"))
-        try:
-            yield traffic
-        finally:
-            tasks = [*traffic._writers, traffic.following]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        history = History(seed=seed, checkpoint_seconds=checkpoint_seconds)
+        crowd = crowd or Crowd()
+        address = address or server.address
+        recorder.install(server.data)
+        async with server.client() as admin:
+            for dataset in ("things", "items", "log"):
+                await admin.create_dataset(dataset, identity=syncline.by_key("id"))
+                for n in range(max(crowd.sessions, crowd.swaps)):
+                    await admin.create_source(dataset, f"feed-{n}")
+                    await admin.create_source(dataset, f"swap-{n}")
+        async with (
+            Run(history, address, server.key, seed=seed) as run,
+            syncline.connect(address, key=server.key) as client,
+        ):
+            traffic = cls(run, server, client, crowd)
+            await traffic._begin(replica_directory)
+            try:
+                yield traffic
+            finally:
+                await traffic._end()
+
+    async def _begin(self, replica_directory: Path | None) -> None:
+        run, crowd, keys = self.run, self.crowd, list(self.crowd.keys)
+        for n in range(crowd.writers):
+            dataset = "items" if n % 3 == 2 else "things"
+            self._write(Writer(run, await run.wire(), f"writer {n}", dataset, keys).work())
+        for n in range(crowd.sessions):
+            writer = SessionWriter(run, await run.wire(), f"session {n}", "things", keys, source=f"feed-{n}")
+            self._write(writer.work())
+        for n in range(crowd.swaps):
+            writer = SessionWriter(
+                run, await run.wire(), f"swap {n}", "things", keys, source=f"swap-{n}", replaces=True
+            )
+            self._write(writer.work())
+        for n in range(crowd.sensors):
+            self._write(Sensor(run, await run.wire(), f"sensor-{n}", "log").work())
+        for n in range(crowd.clones):
+            self._write(Clone(run, await run.wire(), f"sensor-{n}", "log").work())
+        for n in range(crowd.readers):
+            self._write(Reader(run, await run.wire(), f"reader {n}", "things", keys).work())
+        for kind, places in ((Subscriber, crowd.subscribers), (Pager, crowd.pagers)):
+            for n, (dataset, selection) in enumerate(places):
+                view = self._view(f"{kind.__name__.lower()} {n}", dataset, selection)
+                self._follow(kind(run, await run.wire(), view).follow())
+        for n, places in enumerate(crowd.streams):
+            views = [
+                self._view(f"stream {n}/{i}", dataset, selection, mode)
+                for i, (dataset, selection, mode) in enumerate(places)
+            ]
+            self._follow(FeedStream(run, await run.wire(), f"stream {n}", views).follow())
+        for n, (dataset, selection) in enumerate(crowd.copies):
+            self._follow(follow_copy(run, self.client, f"copy {n}", dataset, selection))
+        for n, (dataset, selection) in enumerate(crowd.replicas):
+            path = replica_directory and replica_directory / f"replica-{n}.db"
+            self._follow(keep_replica(run, self.client, f"replica {n}", dataset, selection, path))
+
+    def _view(self, name: str, dataset: str, selection: str, mode: str = "latest") -> View:
+        return self.history.view(f"{name} ({dataset}, {selection}, {mode})", dataset, selection=selection, mode=mode)
+
+    def _write(self, work: Coroutine[Any, Any, None]) -> None:
+        self._writing.append(asyncio.create_task(work))
+
+    def _follow(self, work: Coroutine[Any, Any, None]) -> None:
+        self._following.append(asyncio.create_task(work))
+
+    # -- waiting ------------------------------------------------------------------------------------------
 
     async def acknowledged(self, count: int) -> None:
         """Wait until so many more writes are acknowledged."""
-        wanted = len(self.history.acknowledged) + count
+        wanted = len(self.history.acknowledged()) + count
         async with asyncio.timeout(CATCH_UP_SECONDS):
-            while len(self.history.acknowledged) < wanted:
-                self._see_that_all_live()
-                await asyncio.sleep(0.005)
+            while len(self.history.acknowledged()) < wanted:
+                self.see_that_all_live()
+                await asyncio.sleep(0.01)
 
-    async def stop_writing(self) -> None:
-        """Let every writer finish what it is about."""
-        self._stop.set()
-        await asyncio.gather(*self._writers)
-
-    async def finish(self) -> dict[str, tuple[int, int]]:
-        """Stop, wait for the subscriber, and hold everything against the guarantees. Returns the dump."""
-        await self.stop_writing()
-        last = self.history.invoke(("last",), delete=False, now=time.monotonic())
-        with noting(last):
-            last.revision = head = (await self.things.push([{"id": "last", "op": last.number}])).revision
-            last.changed = True
-        async with asyncio.timeout(CATCH_UP_SECONDS):
-            while self.copy.revision < head:
-                self._see_that_all_live()
-                await asyncio.sleep(0.02)
-        final = {
-            record.record_id: (record.revision, record.data["op"]) async for record in self.things.records()
-        }
-        info = await self.client.get_dataset(self.things.dataset)
-        violations = check(self.history, final, info.revision)
-        assert not violations, violations
-        assert self.revisions_of_copy() == {key: revision for key, (revision, _) in final.items()}
-        assert self.copy.digest == info.digest
-        return final
-
-    def revisions_of_copy(self) -> dict[str, int]:
-        """Which revision of each record the subscriber holds."""
-        return {key: self.copy.event(key).revision for key in self.copy}
-
-    def _see_that_all_live(self) -> None:
-        for task in (self.following, *self._writers):
-            assert task is not None
+    def see_that_all_live(self) -> None:
+        """Raise what a client has ended with."""
+        for task in (*self._writing, *self._following):
             if task.done() and not task.cancelled():
                 task.result()
 
-    async def _write(self, rng: random.Random, keys: Sequence[str]) -> None:
-        while not self._stop.is_set():
-            await write_once(self.things, self.history, rng, keys)
+    @property
+    def resets(self) -> list[str]:
+        """Reasons of all resets that views were sent."""
+        return [
+            frame.reason for view in self.history.views for frame in view.frames if hasattr(frame, "reason")
+            and type(frame).__name__ == "Reset"
+        ]
 
-    async def _write_sessions(self, rng: random.Random, keys: Sequence[str], source: str) -> None:
-        while not self._stop.is_set():
-            await accrue_once(self.things, self.history, rng, keys, source)
+    # -- the end ------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> None:
-        async with self.things.changes(options=OPTIONS) as stream:
-            async for event in stream:
-                self.copy.apply(event)
-                if isinstance(event, syncline.Put):
-                    self.history.events.append(("put", event.record_id, event.revision, event.data["op"]))
-                elif isinstance(event, syncline.Delete):
-                    self.history.events.append(("delete", event.record_id, event.revision, None))
-                elif isinstance(event, syncline.Checkpoint):
-                    self.history.checkpoints.append((event.revision, len(self.history.events)))
-                elif isinstance(event, syncline.Reset):
-                    self.history.resets.append(event.reason.name)
-                    self.history.restarts.append(len(self.history.events))
+    async def settle(self) -> None:
+        """The faults are over: stop writing, and see every follower reach the head and get a checkpoint more."""
+        self.run.is_calm = True
+        self.history.calm_since = time.monotonic()
+        self.run.stopping.set()
+        try:
+            async with asyncio.timeout(CATCH_UP_SECONDS):
+                await asyncio.gather(*self._writing)
+        except TimeoutError:
+            raise AssertionError("a writer does not come to its end") from None
+        async with self.server.client() as client:
+            for info in await client.list_datasets():
+                log = self.history.datasets.setdefault(info.dataset, DatasetLog())
+                log.head, log.count, log.digest = info.revision, info.record_count, info.digest
+                log.final = {
+                    record.record_id: (record.revision, record.json)
+                    async for record in client.dataset(info.dataset).records()
+                }
+        await self._all_at_the_head()
+        self.history.ended = time.monotonic()
+
+    async def _all_at_the_head(self) -> None:
+        """Wait for it; who is not there in the end is told by the validators."""
+        deadline = time.monotonic() + CATCH_UP_SECONDS
+        while time.monotonic() < deadline and not all(map(self._is_there, self.history.views)):
+            self.see_that_all_live()
+            await asyncio.sleep(0.05)
+
+    def _is_there(self, view: View) -> bool:
+        last = view.frames[-1] if view.frames else None
+        return getattr(last, "revision", None) == self.history.datasets[view.dataset].head
+
+    async def finish(self) -> History:
+        """``settle``, and hold everything against the promises. Raises AssertionError."""
+        await self.settle()
+        self.judge()
+        assert not self.judged, told(self.judged)
+        return self.history
+
+    def judge(self) -> dict[str, list[str]]:
+        """Violations by promise."""
+        recorder.collect(self.history, self.server.data)
+        self.judged = judge(self.history)
+        return self.judged
+
+    async def _end(self) -> None:
+        self.run.leaving.set()
+        self.run.stopping.set()
+        for task in (*self._writing, *self._following):
+            task.cancel()
+        await asyncio.gather(*self._writing, *self._following, return_exceptions=True)
 
 
-async def write_once(
-    dataset: syncline.Dataset, history: History, rng: random.Random, keys: Sequence[str]
-) -> Operation:
-    """Push or delete a few keys, and note what came of it."""
-    chosen = tuple(rng.sample(keys, rng.randint(1, min(6, len(keys)))))
-    delete = rng.random() < 0.25
-    operation = history.invoke(chosen, delete=delete, now=time.monotonic())
-    with noting(operation):
-        if delete:
-            result = await dataset.delete([{"id": key} for key in chosen])
-        else:
-            pad = "x" * rng.randint(0, 400)
-            result = await dataset.push([{"id": key, "op": operation.number, "pad": pad} for key in chosen])
-        operation.revision = result.revision
-        operation.changed = any(one.status in CHANGED for one in result.results)
-    return operation
-
-
-async def accrue_once(
-    dataset: syncline.Dataset, history: History, rng: random.Random, keys: Sequence[str], source: str
-) -> Operation:
-    """Upsert a few keys in an accrue session of three calls, and note what came of it."""
-    chosen = tuple(rng.sample(keys, 6))
-    operation = history.invoke(chosen, delete=False, now=time.monotonic())
-    with noting(operation):
-        async with dataset.session("accrue", source=source) as session:
-            for start in range(0, 6, 2):
-                await session.upsert(
-                    [{"id": key, "op": operation.number} for key in chosen[start : start + 2]]
-                )
-        assert session.result is not None
-        operation.revision = session.result.revision
-        operation.changed = session.result.created + session.result.updated > 0
-    return operation
-
-
-@contextmanager
-def noting(operation: Operation) -> Iterator[None]:
-    """Note the outcome of what the block does, by the three that there are (G4)."""
-    try:
-        yield
-    except syncline.OutcomeUnknown:
-        return  # and stays unknown
-    except syncline.Rejected:
-        operation.outcome = "rejected"
-        return
-    operation.returned = time.monotonic()
-    operation.outcome = "ok"
+def told(judged: dict[str, list[str]]) -> str:
+    """Violations in a few lines."""
+    return "\n".join(
+        f"{promise}: {len(found)} violations\n  " + "\n  ".join(text[:300] for text in found[:4])
+        for promise, found in judged.items()
+    )

@@ -1,24 +1,25 @@
 """Datasets, sources and keys: functions on a connection, inside whatever transaction runs."""
 
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
-from syncline_server.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from syncline_server.errors import AlreadyExists, FailedPrecondition, NotFound
 from syncline_server.model import (
     Dataset,
-    Head,
-    Identity,
-    IdentityKind,
     Key,
-    RecordScope,
     RequestIdentity,
-    Retention,
     Role,
     Source,
+)
+from syncline_server.store.rows import (
+    dataset_not_found,
+    dataset_of,
+    etag_mismatch,
+    key_of,
+    source_not_found,
+    source_of,
 )
 from syncline_server.store.sqlite.requests import find_resource, remember_resource
 
@@ -141,7 +142,7 @@ def dataset_by_id(connection: sqlite3.Connection, dataset_id: str) -> Dataset:
     row = connection.execute(_DATASET_BY_ID, (dataset_id,)).fetchone()
     if row is None:
         raise dataset_not_found(dataset_id)
-    return _dataset(row)
+    return dataset_of(row)
 
 
 def dataset_by_number(connection: sqlite3.Connection, number: int) -> Dataset:
@@ -149,12 +150,12 @@ def dataset_by_number(connection: sqlite3.Connection, number: int) -> Dataset:
     row = connection.execute(_DATASET_BY_NUMBER, (number,)).fetchone()
     if row is None:
         raise dataset_not_found()
-    return _dataset(row)
+    return dataset_of(row)
 
 
 def datasets_after(connection: sqlite3.Connection, after: str, limit: int) -> list[Dataset]:
     """Read datasets in the order of their ids."""
-    return [_dataset(row) for row in connection.execute(_DATASETS_AFTER, (after, limit)).fetchall()]
+    return [dataset_of(row) for row in connection.execute(_DATASETS_AFTER, (after, limit)).fetchall()]
 
 
 def update_dataset(
@@ -223,20 +224,13 @@ def expect_dataset(connection: sqlite3.Connection, number: int, generation: int 
     """Read a dataset that must have this generation. Raises NotFound, Aborted(ETAG_MISMATCH)."""
     present = dataset_by_number(connection, number)
     if generation not in (None, present.generation):
-        raise _etag_mismatch(present.etag)
+        raise etag_mismatch(present.etag)
     return present
 
 
 def holds_entries(connection: sqlite3.Connection, number: int) -> bool:
     """Whether a dataset has a live record or a tombstone."""
     return bool(connection.execute(_HOLDS_ENTRIES, (number,)).fetchone()[0])
-
-
-def dataset_not_found(dataset_id: str = "") -> NotFound:
-    """There is no such dataset."""
-    if dataset_id:
-        return NotFound("DATASET_NOT_FOUND", f"dataset {dataset_id!r} does not exist", dataset=dataset_id)
-    return NotFound("DATASET_NOT_FOUND", "the dataset was deleted")
 
 
 # -- sources ----------------------------------------------------------------------------------------------
@@ -280,8 +274,8 @@ def source_by_id(connection: sqlite3.Connection, dataset_id: str, source_id: str
     row = connection.execute(_SOURCE_BY_ID, (dataset_id, source_id)).fetchone()
     if row is None:
         dataset_by_id(connection, dataset_id)
-        raise _source_not_found(dataset_id, source_id)
-    return _source(row)
+        raise source_not_found(dataset_id, source_id)
+    return source_of(row)
 
 
 def source_by_number(connection: sqlite3.Connection, number: int) -> Source:
@@ -289,13 +283,13 @@ def source_by_number(connection: sqlite3.Connection, number: int) -> Source:
     row = connection.execute(_SOURCE_BY_NUMBER, (number,)).fetchone()
     if row is None:
         raise NotFound("SOURCE_NOT_FOUND", "the source was deleted")
-    return _source(row)
+    return source_of(row)
 
 
 def sources_after(connection: sqlite3.Connection, dataset_id: str, after: str, limit: int) -> list[Source]:
     """Read sources of a dataset in the order of their ids. Raises NotFound."""
     number = dataset_by_id(connection, dataset_id).number
-    return [_source(row) for row in connection.execute(_SOURCES_AFTER, (number, after, limit)).fetchall()]
+    return [source_of(row) for row in connection.execute(_SOURCES_AFTER, (number, after, limit)).fetchall()]
 
 
 def update_source(
@@ -327,17 +321,8 @@ def expect_source(connection: sqlite3.Connection, number: int, generation: int |
     """Read a source that must have this generation. Raises NotFound, Aborted(ETAG_MISMATCH)."""
     present = source_by_number(connection, number)
     if generation not in (None, present.generation):
-        raise _etag_mismatch(present.etag)
+        raise etag_mismatch(present.etag)
     return present
-
-
-def _source_not_found(dataset_id: str, source_id: str) -> NotFound:
-    return NotFound(
-        "SOURCE_NOT_FOUND",
-        f"source {source_id!r} of dataset {dataset_id!r} does not exist",
-        dataset=dataset_id,
-        source=source_id,
-    )
 
 
 # -- keys -------------------------------------------------------------------------------------------------
@@ -374,12 +359,12 @@ def key_by_id(connection: sqlite3.Connection, key_id: str) -> Key:
     row = connection.execute(_KEY_BY_ID, (key_id,)).fetchone()
     if row is None:
         raise NotFound("KEY_NOT_FOUND", f"key {key_id!r} does not exist", key=key_id)
-    return _key(row)
+    return key_of(row)
 
 
 def keys_after(connection: sqlite3.Connection, after: str, limit: int) -> list[Key]:
     """Read keys in the order of their ids."""
-    return [_key(row) for row in connection.execute(_KEYS_AFTER, (after, limit)).fetchall()]
+    return [key_of(row) for row in connection.execute(_KEYS_AFTER, (after, limit)).fetchall()]
 
 
 def update_key(
@@ -424,14 +409,10 @@ def touch_keys(connection: sqlite3.Connection, last_used_us: dict[str, int]) -> 
 def _expect_key(connection: sqlite3.Connection, key_id: str, generation: int | None) -> None:
     present = key_by_id(connection, key_id)
     if generation not in (None, present.generation):
-        raise _etag_mismatch(present.etag)
+        raise etag_mismatch(present.etag)
 
 
 # -- rows -------------------------------------------------------------------------------------------------
-
-
-def _etag_mismatch(etag: str) -> Aborted:
-    return Aborted("ETAG_MISMATCH", f"it was changed meanwhile; the etag is {etag} now", etag=etag)
 
 
 def _encode(value: Any) -> str:
@@ -441,68 +422,3 @@ def _encode(value: Any) -> str:
 def _new_number(cursor: sqlite3.Cursor) -> int:
     assert cursor.lastrowid is not None
     return cursor.lastrowid
-
-
-def head_of(row: Sequence[Any]) -> Head:
-    """Head from (revision, commit id, count, digest, commit time, purge revision, last position)."""
-    return Head(
-        revision=row[0],
-        commit_id=row[1],
-        record_count=row[2],
-        digest=int.from_bytes(row[3], "big"),
-        commit_time_us=row[4],
-        purge_revision=row[5],
-        last_position=row[6],
-    )
-
-
-def _dataset(row: Sequence[Any]) -> Dataset:
-    return Dataset(
-        number=row[0],
-        dataset_id=row[1],
-        incarnation=row[2],
-        generation=row[3],
-        identity=Identity(kind=IdentityKind(row[4]), key_fields=tuple(msgspec.json.decode(row[5]))),
-        record_scope=RecordScope(row[6]),
-        schema=row[7],
-        display_name=row[8],
-        description=row[9],
-        retention=Retention(min_age_us=row[10], min_revisions=row[11]),
-        annotations=msgspec.json.decode(row[12], type=dict[str, str]),
-        create_time_us=row[13],
-        update_time_us=row[14],
-        head=head_of(row[15:22]),
-    )
-
-
-def _source(row: Sequence[Any]) -> Source:
-    return Source(
-        number=row[0],
-        dataset_number=row[1],
-        dataset_id=row[2],
-        source_id=row[3],
-        generation=row[4],
-        display_name=row[5],
-        disabled=bool(row[6]),
-        create_time_us=row[7],
-        update_time_us=row[8],
-        last_received_us=row[9],
-        expect_every_us=row[10],
-    )
-
-
-def _key(row: Sequence[Any]) -> Key:
-    key = Key(
-        key_id=row[0],
-        secret_hash=row[1],
-        role=Role(row[2]),
-        patterns=tuple(msgspec.json.decode(row[6])),
-        display_name=row[7],
-        generation=row[8],
-        expire_time_us=row[9],
-        create_time_us=row[10],
-        last_used_us=row[11],
-    )
-    if key.role is not Role.PUSH:
-        return key
-    return replace(key, dataset_id=row[3], source_id=row[4], source_number=row[5])

@@ -12,9 +12,9 @@ from typing import Final
 
 from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Head
+from syncline_server.store.plan import Change
 from syncline_server.store.sqlite.columns import integers
 from syncline_server.store.sqlite.group import SLOT_BITS, write_head
-from syncline_server.store.sqlite.plan import Change
 
 DIGEST_ROWS: Final = 4_096
 """Changed records whose digests are computed at a time: about a megabyte of Python objects."""

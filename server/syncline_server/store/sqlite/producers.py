@@ -5,14 +5,14 @@ out again, whatever the clock does meanwhile.
 """
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from syncline_server.errors import NotFound
 from syncline_server.model import Producer, RequestIdentity
+from syncline_server.store.plan import producer_fenced, source_disabled
+from syncline_server.store.rows import producer_of
 from syncline_server.store.sqlite.catalog import source_by_number
-from syncline_server.store.sqlite.plan import producer_fenced, source_disabled
 from syncline_server.store.sqlite.requests import find_resource, remember_resource
 
 FORGOTTEN: Final = -1
@@ -57,7 +57,7 @@ def open_producer(
     if source.disabled:
         raise source_disabled(source.source_id)
     row = connection.execute(_BY_ID, (source_number, producer_id)).fetchone()
-    present = None if row is None or row[6] == FORGOTTEN else _producer(row)
+    present = None if row is None or row[6] == FORGOTTEN else producer_of(row)
     if epoch:
         if present is None or present.epoch != epoch:
             raise producer_fenced(producer_id, 0 if present is None else present.epoch)
@@ -104,14 +104,14 @@ def producer_by_id(connection: sqlite3.Connection, source_number: int, producer_
     row = connection.execute(_BY_ID, (source_number, producer_id)).fetchone()
     if row is None or row[6] == FORGOTTEN:
         raise NotFound("PRODUCER_NOT_FOUND", f"producer {producer_id!r} does not exist", producer=producer_id)
-    return _producer(row)
+    return producer_of(row)
 
 
 def producers_after(
     connection: sqlite3.Connection, source_number: int, after: str, limit: int
 ) -> list[Producer]:
     """Read producers of a source in the order of their ids."""
-    return [_producer(row) for row in connection.execute(_AFTER, (source_number, after, limit)).fetchall()]
+    return [producer_of(row) for row in connection.execute(_AFTER, (source_number, after, limit)).fetchall()]
 
 
 def delete_producer(
@@ -129,18 +129,3 @@ def delete_producer(
     connection.execute(_DELETE_EPOCHS, (producer.number,))
     connection.execute(_FORGET, (producer.number,))
     remember_resource(connection, identity, producer_id, now_us=now_us)
-
-
-def _producer(row: Sequence[Any]) -> Producer:
-    return Producer(
-        number=row[0],
-        source_number=row[1],
-        dataset_id=row[2],
-        source_id=row[3],
-        producer_id=row[4],
-        epoch=row[5],
-        last_sequence=row[6],
-        create_time_us=row[7],
-        open_time_us=row[8],
-        last_received_us=row[9],
-    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from syncline_server.model import ChangeKind, Changes, Head, Page, Reason, Record
-from syncline_server.store.sqlite.catalog import dataset_not_found, head_of
+from syncline_server.store.rows import dataset_not_found, head_of
 from syncline_server.store.sqlite.columns import integers, json_array
 from syncline_server.store.sqlite.group import SLOT_BITS
 

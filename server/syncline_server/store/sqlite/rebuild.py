@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from syncline_server.model import Appended, Dataset, Reason, RequestIdentity, Source
+from syncline_server.store.carried import Carried
+from syncline_server.store.plan import Revision
 from syncline_server.store.sqlite import difference
 from syncline_server.store.sqlite.catalog import expect_dataset, expect_source, write_settings
 from syncline_server.store.sqlite.columns import BulkInsert, integers
-from syncline_server.store.sqlite.group import SLOT_BITS, Carried, write_revisions
-from syncline_server.store.sqlite.plan import Revision
+from syncline_server.store.sqlite.group import SLOT_BITS, write_revisions
 from syncline_server.store.sqlite.requests import find_resource, remember_resource
 from syncline_server.store.sqlite.sessions import end_sessions
 

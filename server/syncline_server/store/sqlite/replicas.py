@@ -2,12 +2,13 @@
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from syncline_server.errors import NotFound
 from syncline_server.model import Replica, RequestIdentity
+from syncline_server.store.rows import replica_of
 from syncline_server.store.sqlite.requests import find_resource, remember_resource
 
 # A revision of 0 says that the replica begins anew; otherwise reports may have overtaken each other.
@@ -43,7 +44,7 @@ def list_replicas(
 ) -> Sequence[Replica]:
     """Read the replicas of a dataset, those furthest behind first."""
     return [
-        _replica(row) for row in connection.execute(_LIST, (dataset_number, reported_since_us)).fetchall()
+        replica_of(row) for row in connection.execute(_LIST, (dataset_number, reported_since_us)).fetchall()
     ]
 
 
@@ -66,9 +67,3 @@ def delete_replica(
 def forget(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
     """Forget replicas that last reported before this time."""
     return connection.execute(_FORGET, (before_us, limit)).rowcount
-
-
-def _replica(row: Sequence[Any]) -> Replica:
-    return Replica(
-        dataset_number=row[0], replica_id=row[1], key_id=row[2], revision=row[3], report_time_us=row[4]
-    )

@@ -1,16 +1,13 @@
 """Requests that had an effect, kept with the effect so that a retry gets the first answer."""
 
 import sqlite3
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 from syncline_server.model import CommitResult, RequestIdentity
+from syncline_server.store.answers import REMEMBER_US, pack_statuses, unpack_statuses
+from syncline_server.store.plan import check_fingerprint
 from syncline_server.store.sqlite.columns import BulkInsert
-from syncline_server.store.sqlite.plan import check_fingerprint
-
-REMEMBER_US: Final = 25 * 3_600 * 1_000_000
-"""The contract says at least 24 hours; one more for clocks that disagree."""
 
 _FIND: Final = """
 SELECT fingerprint, revision, changed, statuses, record_ids, created, updated, unchanged, deleted, calls, resource,
@@ -28,7 +25,6 @@ _FORGET: Final = """
 DELETE FROM request WHERE request_id IN
     (SELECT request_id FROM request WHERE remember_until_us < ? ORDER BY remember_until_us LIMIT ?)
 """
-_COMPRESS_ABOVE_BYTES: Final = 64
 
 
 def find_answer(connection: sqlite3.Connection, request_id: str) -> tuple[bytes, CommitResult] | None:
@@ -39,7 +35,7 @@ def find_answer(connection: sqlite3.Connection, request_id: str) -> tuple[bytes,
     answer = CommitResult(
         revision=row[1],
         changed=bool(row[2]),
-        statuses=_unpack(row[3]),
+        statuses=unpack_statuses(row[3]),
         record_ids=tuple(row[4].split("\n")) if row[4] else (),
         replayed=True,
         created=row[5],
@@ -79,7 +75,7 @@ def remember_answers(
             "",
             answer.revision,
             int(answer.changed),
-            _pack(answer.statuses),
+            pack_statuses(answer.statuses),
             "\n".join(answer.record_ids),
             answer.created,
             answer.updated,
@@ -105,14 +101,3 @@ def remember_resource(
 def forget(connection: sqlite3.Connection, *, before_us: int, limit: int) -> int:
     """Forget up to ``limit`` requests that were to be remembered until before this time."""
     return connection.execute(_FORGET, (before_us, limit)).rowcount
-
-
-def _pack(statuses: bytes) -> bytes:
-    """Statuses in a row: mostly thousands of equal bytes."""
-    if len(statuses) <= _COMPRESS_ABOVE_BYTES:
-        return b"\0" + statuses
-    return b"\1" + zlib.compress(statuses, 1)
-
-
-def _unpack(packed: bytes) -> bytes:
-    return zlib.decompress(packed[1:]) if packed[:1] == b"\1" else packed[1:]

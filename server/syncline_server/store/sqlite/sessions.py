@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from syncline_server import failpoints
 from syncline_server.errors import Aborted, FailedPrecondition, SynclineError
@@ -18,10 +18,12 @@ from syncline_server.model import (
     SessionCommit,
     SessionMode,
 )
+from syncline_server.store.carried import Carried
+from syncline_server.store.plan import DatasetState, Plan, check_fingerprint, session_invalid
+from syncline_server.store.rows import session_of
 from syncline_server.store.sqlite import difference
 from syncline_server.store.sqlite.catalog import dataset_by_number, source_by_number
-from syncline_server.store.sqlite.group import Carried, look_up, mark_received, write_revisions
-from syncline_server.store.sqlite.plan import DatasetState, Plan, check_fingerprint, session_invalid
+from syncline_server.store.sqlite.group import look_up, mark_received, write_revisions
 from syncline_server.store.sqlite.reads import read_head
 from syncline_server.store.sqlite.requests import (
     find_answer,
@@ -125,12 +127,12 @@ def session_by_id(
     row = connection.execute(_BY_ID, (session_id,)).fetchone()
     if row is None or source_number not in (None, row[2]):
         raise session_invalid()
-    return _session(row)
+    return session_of(row)
 
 
 def all_sessions(connection: sqlite3.Connection) -> list[Session]:
     """Every open session."""
-    return [_session(row) for row in connection.execute(_SESSION).fetchall()]
+    return [session_of(row) for row in connection.execute(_SESSION).fetchall()]
 
 
 def count_sessions(connection: sqlite3.Connection) -> int:
@@ -336,20 +338,3 @@ def _apply(
     )
     dataset.head = difference.apply_difference(connection, dataset.number, dataset.head, after, staged=True)
     write_revisions(connection, plan.revisions)
-
-
-def _session(row: Sequence[Any]) -> Session:
-    return Session(
-        session_id=row[0],
-        dataset_number=row[1],
-        source_number=row[2],
-        mode=SessionMode(row[3]),
-        allow_mass_delete=bool(row[4]),
-        idle_timeout_us=row[5],
-        create_time_us=row[6],
-        active_time_us=row[7],
-        calls=row[8],
-        records=row[9],
-        conflict_policy=ConflictPolicy(row[10]),
-        base_revision=row[11],
-    )

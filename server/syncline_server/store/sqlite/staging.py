@@ -20,16 +20,16 @@ from syncline_server import failpoints
 from syncline_server.clock import Clock
 from syncline_server.model import Deletes, RequestIdentity, Session, SessionMode, Upserts
 from syncline_server.store.abc import StagedCall
-from syncline_server.store.sqlite.columns import BulkInsert
-from syncline_server.store.sqlite.connection import STAGING, connect, open_plain, run_on
-from syncline_server.store.sqlite.files import PRIVATE_FILE, sync_directory
-from syncline_server.store.sqlite.plan import (
+from syncline_server.store.plan import (
     check_content,
     check_fingerprint,
     content_of,
     sequence_gap,
     session_invalid,
 )
+from syncline_server.store.sqlite.columns import BulkInsert
+from syncline_server.store.sqlite.connection import STAGING, connect, open_plain, run_on
+from syncline_server.store.sqlite.files import PRIVATE_FILE, sync_directory
 from syncline_server.store.sqlite.trouble import translate
 
 T = TypeVar("T")

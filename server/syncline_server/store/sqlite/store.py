@@ -27,6 +27,8 @@ from syncline_server.model import (
     Upserts,
 )
 from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
+from syncline_server.store.carried import Carried
+from syncline_server.store.plan import check_fingerprint
 from syncline_server.store.sqlite import (
     catalog,
     entries,
@@ -46,8 +48,7 @@ from syncline_server.store.sqlite.files import (
     free_bytes,
     load_ballast,
 )
-from syncline_server.store.sqlite.group import Carried, commit_group
-from syncline_server.store.sqlite.plan import check_fingerprint
+from syncline_server.store.sqlite.group import commit_group
 from syncline_server.store.sqlite.readers import Readers
 from syncline_server.store.sqlite.staging import Staging
 from syncline_server.store.sqlite.trouble import store_full
