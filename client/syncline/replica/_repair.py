@@ -25,6 +25,10 @@ from syncline.v1.sync_service_pb2_grpc import SyncServiceStub
 PARTS: Final = 16
 """Each range that differs is cut into so many."""
 
+FIRST_PARTS: Final = 256
+"""The whole is cut into so many. With 16 the second round would look through nearly all of it again, on both sides,
+where a hundred records differ."""
+
 RANGES_PER_CALL: Final = 250
 """So that an answer stays far below what one message may hold: 250 · 16 parts of up to 550 bytes."""
 
@@ -105,20 +109,22 @@ class Mender:
 
     async def _find(self, store: CopyStore[Any], traffic: _Traffic) -> _Found:
         found = _Found([], [])
-        ranges = [Range()]
+        whole = [Range()]
+        answer = await self._ask(whole, FIRST_PARTS, traffic)
+        ranges = await _compare(store, whole, answer, found, parts=FIRST_PARTS)
         while ranges:
             asked, ranges = ranges[:RANGES_PER_CALL], ranges[RANGES_PER_CALL:]
-            answer = await self._ask(asked, traffic)
+            answer = await self._ask(asked, PARTS, traffic)
             ranges = [*await _compare(store, asked, answer, found), *ranges]
         return found
 
-    async def _ask(self, ranges: Sequence[Range], traffic: _Traffic) -> DigestRangesResponse:
+    async def _ask(self, ranges: Sequence[Range], parts: int, traffic: _Traffic) -> DigestRangesResponse:
         request = DigestRangesRequest(
             dataset=self._dataset,
             filter=self._selection.filter,
             read_mask=self._selection.mask,
             ranges=[RecordIdRange(after=part.after, through=part.through) for part in ranges],
-            parts=PARTS,
+            parts=parts,
             min_revision=traffic.revision,
         )
         answer: DigestRangesResponse = await self._caller.read(self._sync.DigestRanges, request)
@@ -145,13 +151,21 @@ class Mender:
 
 
 async def _compare(
-    store: CopyStore[Any], asked: Sequence[Range], answer: DigestRangesResponse, found: _Found
+    store: CopyStore[Any],
+    asked: Sequence[Range],
+    answer: DigestRangesResponse,
+    found: _Found,
+    *,
+    parts: int = PARTS,
 ) -> list[Range]:
-    """Add what is known to differ to ``found``; returns the parts to look into, in order."""
-    parts = list(_parts(asked, answer))
-    own = await store.summarise([part.range for part in parts])
+    """Add what is known to differ to ``found``; returns the parts to look into, in order.
+
+    ``parts`` is how many each range was to be cut into.
+    """
+    told = list(_parts(asked, answer, parts))
+    own = await store.summarise([part.range for part in told])
     narrower: list[Range] = []
-    for part, tally in zip(parts, own, strict=True):
+    for part, tally in zip(told, own, strict=True):
         if (tally.count, tally.digest) == (part.count, part.digest):
             continue
         if part.count > 1 or not part.is_record:
@@ -175,13 +189,13 @@ class _Part:
     """It is one record, whose id is its end, or none."""
 
 
-def _parts(asked: Sequence[Range], answer: DigestRangesResponse) -> Iterator[_Part]:
+def _parts(asked: Sequence[Range], answer: DigestRangesResponse, parts: int) -> Iterator[_Part]:
     """The parts of an answer, each as a range of its own."""
     place = 0
     for whole, number in zip(asked, answer.part_counts, strict=True):
         counts = answer.record_counts[place : place + number]
         # The server cuts into records where there are no more than parts; elsewhere a part of one is cut once more.
-        cut_into_records = sum(counts) <= PARTS
+        cut_into_records = sum(counts) <= parts
         after = whole.after
         for i, count in enumerate(counts):
             through = answer.through[place + i]

@@ -6,12 +6,12 @@ it, and summed on a thread: a million records take some seconds of one, and no o
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from syncline_server.digests import record_digest
+from syncline_server.digests import digest_sum
 from syncline_server.feed.feed import Feed
 from syncline_server.filters.selection import Row, Selection
 from syncline_server.model import DIGEST_MODULUS, EMPTY_DIGEST, Dataset
@@ -36,8 +36,24 @@ class Part:
     digest: int
 
 
-_Entry = tuple[str, int, bool]
-"""Record id, what it adds to the digest of the copy, and whether the copy has it: a filter may leave it out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entries:
+    """A page of entries, as columns. All of them count for where parts end, also those that the copy does not have."""
+
+    record_ids: Sequence[str]
+    revisions: Sequence[int]
+    hashes: Sequence[bytes | None]
+    """Of the data as the copy has it; None: a filter leaves the record out."""
+
+    def tally(self, start: int, end: int) -> tuple[int, int]:
+        """Count and sum of the digests of a stretch of them."""
+        columns = (self.record_ids[start:end], self.revisions[start:end], self.hashes[start:end])
+        kept = [
+            (record_id, revision, value_hash)
+            for record_id, revision, value_hash in zip(*columns, strict=True)
+            if value_hash is not None
+        ]
+        return len(kept), digest_sum(kept)
 
 
 class Digests:
@@ -91,27 +107,21 @@ class Digests:
         more = True
         while more:
             page, after, more = await self._page(number, after, through, selection)
-            found.extend(
-                Part(through=record_id, record_count=1, digest=digest)
-                for record_id, digest, counts in page
-                if counts
-            )
+            for place, record_id in enumerate(page.record_ids):
+                count, digest = page.tally(place, place + 1)
+                if count:
+                    found.append(Part(through=record_id, record_count=1, digest=digest))
         if not found or found[-1].through != through:
             found.append(Part(through=through, record_count=0, digest=EMPTY_DIGEST))
         return found
 
     async def _page(
         self, number: int, after: str, through: str, selection: Selection | None
-    ) -> tuple[Iterator[_Entry], str, bool]:
-        """Entries of a page, made when they are looked at; where it ended; whether the range goes on."""
+    ) -> tuple[_Entries, str, bool]:
+        """A page of entries; where it ended; whether the range goes on."""
         if selection is None:
             page = await self._store.list_entries(number, after=after, through=through, limit=_PAGE_ENTRIES)
-            entries = (
-                (record_id, record_digest(record_id, revision, value_hash), True)
-                for record_id, revision, value_hash in zip(
-                    page.record_ids, page.revisions, page.hashes, strict=True
-                )
-            )
+            entries = _Entries(record_ids=page.record_ids, revisions=page.revisions, hashes=page.hashes)
             return entries, page.record_ids[-1] if page.record_ids else after, page.more
         records, more, _ = await self._store.list_records(
             number, after=after, limit=_PAGE_RECORDS, max_bytes=_PAGE_BYTES
@@ -129,16 +139,19 @@ class Digests:
             )
             for record in records
         ]
-        return _selected(rows, selection), records[-1].record_id if records else after, more
+        entries = _Entries(
+            record_ids=[row.record_id for row in rows],
+            revisions=[row.revision for row in rows],
+            hashes=await asyncio.to_thread(_hashes, rows, selection),
+        )
+        return entries, rows[-1].record_id if rows else after, more
 
 
-def _selected(rows: Sequence[Row], selection: Selection) -> Iterator[_Entry]:
-    for row in rows:
-        if selection.matches(row):
-            value_hash = blake2b(selection.project(row), digest_size=16).digest()
-            yield row.record_id, record_digest(row.record_id, row.revision, value_hash), True
-        else:
-            yield row.record_id, 0, False
+def _hashes(rows: Sequence[Row], selection: Selection) -> Sequence[bytes | None]:
+    return [
+        blake2b(selection.project(row), digest_size=16).digest() if selection.matches(row) else None
+        for row in rows
+    ]
 
 
 class _Cut:
@@ -150,14 +163,19 @@ class _Cut:
         self._done: list[Part] = []
         self._passed = self._count = self._sum = 0
 
-    def add(self, entries: Iterator[_Entry]) -> None:
+    def add(self, page: _Entries) -> None:
         """Take in entries, in the order of their ids."""
-        for record_id, digest, counts in entries:
-            self._passed += 1
-            self._count += counts
-            self._sum += digest
-            if self._passed == self._step and len(self._done) < self._parts - 1:
-                self._close(record_id)
+        start, end = 0, len(page.record_ids)
+        while start < end:
+            is_last = len(self._done) == self._parts - 1
+            stop = end if is_last else min(end, start + self._step - self._passed)
+            count, total = page.tally(start, stop)
+            self._passed += stop - start
+            self._count += count
+            self._sum += total
+            if self._passed == self._step and not is_last:
+                self._close(page.record_ids[stop - 1])
+            start = stop
 
     def finish(self, through: str) -> Sequence[Part]:
         """All parts, the last one up to the end of the range."""

@@ -5,21 +5,23 @@ from collections.abc import Sequence
 from typing import Final
 
 from syncline_server.model import EntryPage, Head
-from syncline_server.store.rows import dataset_not_found, head_of
+from syncline_server.store.sqlite.catalog import dataset_not_found, head_of
 from syncline_server.store.sqlite.columns import integers, json_array
 
-# ``through`` empty: no upper end. Ids are compared as bytes, which is how SQLite orders text by default.
+# Ids are compared as bytes, which is how SQLite orders text by default. The upper end is a plain comparison, so that
+# the index is left there; no upper end is a blob, which comes after every text.
+_NO_END: Final = b""
 _ENTRIES: Final = """
 SELECT h.revision, group_concat(e.record_id, char(10)), group_concat(e.revision), group_concat(hex(e.hash), ''), count(e.hash)
 FROM head h LEFT JOIN (
     SELECT record_id, revision, hash FROM entry
-    WHERE dataset_number = ?1 AND record_id > ?2 AND (?3 = '' OR record_id <= ?3) AND hash IS NOT NULL
+    WHERE dataset_number = ?1 AND record_id > ?2 AND record_id <= ?3 AND hash IS NOT NULL
     ORDER BY record_id LIMIT ?4) e
 WHERE h.dataset_number = ?1
 """
 _COUNT: Final = """
 SELECT (SELECT count(*) FROM entry
-        WHERE dataset_number = ?1 AND record_id > ?2 AND (?3 = '' OR record_id <= ?3) AND hash IS NOT NULL)
+        WHERE dataset_number = ?1 AND record_id > ?2 AND record_id <= ?3 AND hash IS NOT NULL)
 FROM head WHERE dataset_number = ?1
 """
 _HEADS: Final = """
@@ -41,7 +43,7 @@ def list_entries(
     connection: sqlite3.Connection, dataset_number: int, *, after: str, through: str, limit: int
 ) -> EntryPage:
     """Read live entries of a range. Raises NotFound."""
-    row = connection.execute(_ENTRIES, (dataset_number, after, through, limit + 1)).fetchone()
+    row = connection.execute(_ENTRIES, (dataset_number, after, through or _NO_END, limit + 1)).fetchone()
     revision, ids, revisions, hashes, count = row
     if revision is None:
         raise dataset_not_found()
@@ -61,7 +63,7 @@ def list_entries(
 
 def count_entries(connection: sqlite3.Connection, dataset_number: int, *, after: str, through: str) -> int:
     """Count live entries of a range. Raises NotFound."""
-    row = connection.execute(_COUNT, (dataset_number, after, through)).fetchone()
+    row = connection.execute(_COUNT, (dataset_number, after, through or _NO_END)).fetchone()
     if row is None:
         raise dataset_not_found()
     return int(row[0])
