@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from syncline_server.model import EntryPage, Head
-from syncline_server.store.sqlite.catalog import dataset_not_found, head_of
+from syncline_server.store.rows import dataset_not_found, head_of
 from syncline_server.store.sqlite.columns import integers, json_array
 
 # Ids are compared as bytes, which is how SQLite orders text by default. The upper end is a plain comparison, so that
