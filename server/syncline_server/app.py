@@ -161,6 +161,8 @@ async def running(
             ),
             opened=liveness.opened,
         )
+        metrics.producer_streams.set_function(lambda: len(producer_streams))
+        metrics.producer_backlog_bytes.set_function(lambda: producer_streams.backlog_bytes)
         sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
 
         feed = Feed(store, notifier, clock, ProtobufEncoder(), _feed_settings(settings), metrics)
@@ -197,6 +199,7 @@ async def running(
             writable=lambda: probe.writable and not stop.is_set(),
             request_retention_us=round(settings.request_retention_seconds * 1e6),
             revision_wait_seconds=settings.revision_wait_seconds,
+            stream_age_seconds=settings.connection_age_seconds,
         )
         grpc = await stack.enter_async_context(grpc_server(edge, services(rooms), _server_settings(settings)))
         probe.tell = grpc.tell_writable

@@ -266,6 +266,11 @@ class Feed:
                 min_revision=revision,
             ) from None
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether subscriptions are being ended, and no new one is taken."""
+        return self._draining
+
     def drain(self) -> None:
         """End every subscription after a last checkpoint, and take no new one."""
         self._draining = True

@@ -57,6 +57,7 @@ class Rooms:
     writable: Callable[[], bool]
     request_retention_us: int
     revision_wait_seconds: float
+    stream_age_seconds: float
 
 
 def services(rooms: Rooms) -> Sequence[Service]:
@@ -94,7 +95,13 @@ def services(rooms: Rooms) -> Sequence[Service]:
             SyncService(
                 rooms.catalog,
                 rooms.feed,
-                UpdateFeedMethod(rooms.catalog, rooms.feed, rooms.clock, rooms.uptake),
+                UpdateFeedMethod(
+                    rooms.catalog,
+                    rooms.feed,
+                    rooms.clock,
+                    rooms.uptake,
+                    stream_age_seconds=rooms.stream_age_seconds,
+                ),
                 ListHeadsMethod(rooms.store),
                 ReplicaMethods(
                     rooms.catalog,

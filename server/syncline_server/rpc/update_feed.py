@@ -36,11 +36,15 @@ _PREFIX: Final = re.compile(r"(?:[a-z][a-z0-9._-]{0,62})?")
 class UpdateFeedMethod:
     """The method, as SyncService delegates it."""
 
-    def __init__(self, catalog: Catalog, feed: Feed, clock: Clock, uptake: Uptake) -> None:
+    def __init__(
+        self, catalog: Catalog, feed: Feed, clock: Clock, uptake: Uptake, *, stream_age_seconds: float
+    ) -> None:
+        """``stream_age_seconds``: streams are ended in an orderly way at this age, ± 10 %; 0: never."""
         self._catalog = catalog
         self._feed = feed
         self._clock = clock
         self._uptake = uptake
+        self._stream_age_seconds = stream_age_seconds
 
     async def update_feed(self, requests: AsyncIterator[Any]) -> AsyncGenerator[bytes]:
         """Serve one stream."""
@@ -57,22 +61,26 @@ class UpdateFeedMethod:
         )
         allow_while(stream.still_allowed)
         reader = asyncio.create_task(_read(requests, stream))
+        age_seconds = self._stream_age_seconds * random.uniform(0.9, 1.1)  # noqa: S311 - as above
+        timer = asyncio.get_running_loop().call_later(age_seconds, stream.drain) if age_seconds else None
         try:
             async with aclosing(stream.messages()) as messages:
                 async for message in messages:
                     yield message
         finally:
+            if timer is not None:
+                timer.cancel()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             is_over = stream.is_over
             await stream.aclose()
         if is_over:
             return
-        raise Unavailable(
-            "SHUTTING_DOWN",
-            "the server is shutting down; connect again with the last tokens",
-            retry_after_seconds=retry_seconds,
-        )
+        if self._feed.is_draining:
+            why = ("SHUTTING_DOWN", "the server is shutting down; connect again with the last tokens")
+        else:
+            why = ("MOVED", "this stream has had its time; connect again with the last tokens")
+        raise Unavailable(*why, retry_after_seconds=retry_seconds)
 
 
 async def _read(requests: AsyncIterator[Any], stream: FeedStream) -> None:
