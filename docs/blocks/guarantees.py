@@ -48,19 +48,16 @@ GUARANTEES = (
         number=5,
         name="Retry-safe",
         statement="The same identity (producer + epoch + sequence, or `request_id`) has exactly one effect and gets the first answer back. Producers are remembered without limit, request ids ≥ 24 h; past that FAILED_PRECONDITION, never a silent second application. The identity row is written in the same transaction as the data.",
-        later="request ids; numbered producers come later",
     ),
     Guarantee(
         number=6,
         name="Fenced",
         statement="Once a producer is opened with a newer epoch, the older one is refused.",
-        later="comes with numbered producers",
     ),
     Guarantee(
         number=7,
         name="Convergent",
         statement="At checkpoint(r) a copy equals S(r) under its filter: same ids, bytes, revisions; count and digest prove it.",
-        later="whole datasets; filters come later",
     ),
     Guarantee(
         number=8,
