@@ -45,6 +45,10 @@ class Metrics:
         self.queue_commits = self._gauge("syncline_queue_commits", "Writes waiting for the store")
         self.queue_bytes = self._gauge("syncline_queue_bytes", "Bytes of the writes waiting for the store")
         self.sessions = self._gauge("syncline_sessions", "Open sessions")
+        self.producer_streams = self._gauge("syncline_producer_streams", "Open streams of producers")
+        self.producer_backlog_bytes = self._gauge(
+            "syncline_producer_backlog_bytes", "Bytes of readings that are not durable yet"
+        )
         # -- feed
         self.subscribers = self._gauge("syncline_subscribers", "Open subscriptions")
         self.lag_revisions = self._gauge(

@@ -1,15 +1,19 @@
 """Producers: epochs, fencing, and numbers that are used once."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.store_values import BACKENDS, Backend, Bench, request, upserts
+from support.store_values import BACKENDS, Backend, Bench, SqliteBackend, request, upserts
 from syncline_server.errors import FailedPrecondition, NotFound, OutOfRange, SynclineError
 from syncline_server.model import Commit, Producer, ProducerWrite, Upserts
+from syncline_server.store.sqlite.fsck import fsck
 
 NOTHING = Upserts(record_ids=(), data=(), hashes=())
 
@@ -253,6 +257,28 @@ async def test_producers_survive(durable: Backend) -> None:
         assert (await store.get_producer(bench.source.number, "p")).last_sequence == 3
         assert (await send(bench, producer, 2, 3)).replayed
         await send(bench, producer, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("UPDATE producer SET epoch = epoch + 1", "producer whose newest epoch is not its own"),
+        ("DELETE FROM producer_epoch", "producer whose newest epoch is not its own"),
+        ("UPDATE producer_epoch SET base_sequence = 9", "epoch that began beyond the one after it"),
+        ("UPDATE producer SET source_number = 99", "refers to a row of source that is not there"),
+    ],
+)
+async def test_t16_fsck_finds_damaged_producers(tmp_path: Path, damage: str, problem: str) -> None:
+    backend = SqliteBackend(tmp_path)
+    async with backend.open() as store:
+        bench = await Bench.make(store, backend.clock)
+        await send(bench, await opened(bench), 1, 3)
+        await opened(bench)
+    backend.check()
+    with closing(sqlite3.connect(backend.path)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    assert any(problem in found for found in fsck(backend.path).problems)
 
 
 ACTIONS = st.lists(

@@ -2,13 +2,13 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from support.hosted import hosted
-from support.push_wire import SOURCE, make_log, push_call
+from support.push_wire import SOURCE, lodging, make_log, push_call
 from support.waiting import until
 from support.wire import Refused, Wire, house
 from syncline.v1 import catalog_service_pb2, record_pb2, source_pb2
@@ -27,10 +27,9 @@ def reading(key, value=1):
 
 
 @pytest.fixture
-async def home(tmp_path):
-    async with hosted(house(tmp_path)) as running:
-        await running.wire.make_dataset("books")
-        yield running
+async def home(shared_server):
+    async with lodging(shared_server) as wire:
+        yield SimpleNamespace(wire=wire)
 
 
 async def count(wire, dataset_id="books"):
@@ -294,30 +293,25 @@ async def test_what_is_sent_beyond_the_credit_is_held_back_and_kept(tmp_path):
 async def test_a_full_queue_pauses_the_producer_and_keeps_its_readings(tmp_path):
     async with house(tmp_path, queue_bytes=1) as home:
         await home.wire.make_dataset("books")
-        async with push_call(home.wire) as one, push_call(home.wire) as two, push_call(home.wire) as three:
-            calls = {"one": one, "two": two, "three": three}
-            paused = set()
-            for name, call in calls.items():
-                await call.open(name)
+        paused = set()
 
-            async def run(name, call):
-                sequence = 0
-                while not paused and sequence < 2_000:
-                    sequence += 1
-                    await call.send(sequence, [reading(f"{name}{sequence}")])
+        async def run(name):
+            async with push_call(home.wire) as push:
+                await push.open(name)
+                for sequence in range(1, 101):
+                    await push.send(sequence, [reading(f"{name}{sequence}")])
                 last = 0
-                while last < sequence:
-                    answer = await call.read()
+                while last < 100:
+                    answer = await push.read()
                     if answer.HasField("control"):
                         assert answer.control.HasField("pause")
                         paused.add(name)
                     else:
                         last = answer.ack.last_sequence
-                return sequence
 
-            async with asyncio.timeout(30):
-                sent = await asyncio.gather(*(run(name, call) for name, call in calls.items()))
-        assert await count(home.wire) == sum(sent)
+        await asyncio.gather(*(run(f"p{number}") for number in range(8)))
+        assert paused
+        assert await count(home.wire) == 800
 
 
 async def test_g20_what_was_received_is_acknowledged_before_the_server_goes(tmp_path):

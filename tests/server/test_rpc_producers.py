@@ -1,13 +1,13 @@
 """ProducerService on the wire."""
 
 import asyncio
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from support.hosted import hosted
-from support.push_wire import SOURCE, push_call
+from support.push_wire import SOURCE, lodging, push_call
 from support.wire import TIMEOUT, Refused, house
 from syncline.names import new_request_id
 from syncline.v1 import catalog_service_pb2 as catalog
@@ -20,10 +20,9 @@ NAME = f"{SOURCE}/producers/p"
 
 
 @pytest.fixture
-async def home(tmp_path):
-    async with hosted(house(tmp_path, checkpoint_seconds=0.5)) as running:
-        await running.wire.make_dataset("books")
-        yield running
+async def home(shared_server):
+    async with lodging(shared_server) as wire:
+        yield SimpleNamespace(wire=wire)
 
 
 @pytest.fixture
@@ -134,9 +133,14 @@ async def test_expect_every_is_a_setting_of_the_source(home):
         assert list(refused.fields) == ["source.expect_every"]
 
 
-async def test_watching_tells_all_then_what_changes(home, producers):
+async def test_watching_tells_all_then_what_changes(tmp_path):
     """A producer is alive, then late, then lost; back with the next reading; and gone."""
-    wire = home.wire
+    async with house(tmp_path, checkpoint_seconds=0.5) as home:
+        await home.wire.make_dataset("books")
+        await follow(home.wire, ProducerServiceStub(home.wire.channel))
+
+
+async def follow(wire, producers):
     await expect_every(wire, 1)
     await send_one(wire)
     watch = Watch(wire, producers)

@@ -102,6 +102,21 @@ async def make_log(wire: Wire, dataset_id: str = "log") -> str:
 
 
 @asynccontextmanager
+async def lodging(server: Any) -> AsyncIterator[Wire]:
+    """Stubs of a server that others use too, with the dataset ``books`` in it while the block lasts."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        wire = Wire(channel, server.key)
+        await wire.make_dataset("books")
+        try:
+            yield wire
+        finally:
+            listed = await wire.call(wire.catalog.ListDatasets, catalog_service_pb2.ListDatasetsRequest())
+            for dataset in listed.datasets:
+                request = catalog_service_pb2.DeleteDatasetRequest(name=dataset.name)
+                await wire.call(wire.catalog.DeleteDataset, request)
+
+
+@asynccontextmanager
 async def push_call(wire: Wire) -> AsyncIterator[PushCall]:
     """A stream while the block lasts."""
     call = wire.push.PushStream(metadata=wire.metadata)

@@ -172,6 +172,10 @@ class Board:
         self._plan(number, watched)
 
     def _plan(self, number: int, watched: _Watched) -> None:
-        if watched.planned_us is None and watched.verdict.next_age_us is not None:
-            watched.planned_us = watched.sign_us + watched.verdict.next_age_us
-            heapq.heappush(self._heap, (watched.planned_us, number))
+        """See that it is looked at in time. A look that comes too early plans the next one."""
+        if watched.verdict.next_age_us is None:
+            return
+        due_us = watched.sign_us + watched.verdict.next_age_us
+        if watched.planned_us is None or due_us < watched.planned_us:
+            watched.planned_us = due_us
+            heapq.heappush(self._heap, (due_us, number))
