@@ -18,6 +18,7 @@ from syncline.v1 import (
     server_service_pb2,
     session_pb2,
     source_pb2,
+    sync_service_pb2,
 )
 
 _IDENTITY_KINDS: Final[Mapping[int, Literal["key", "content", "append"]]] = {
@@ -255,4 +256,37 @@ def to_batch(message: feed_pb2.Changes, *, previous_token: bytes, decode: Any) -
         token=message.token or previous_token,
         decode=decode,
         folded=message.folded,
+    )
+
+
+def to_head(message: sync_service_pb2.DatasetHead) -> models.DatasetHead:
+    """Where a dataset stands, from the wire."""
+    return models.DatasetHead(
+        dataset=parse_dataset_name(message.dataset),
+        uid=message.uid,
+        revision=message.revision,
+        record_count=message.record_count,
+        digest=message.digest or bytes(16),
+        commit_time=to_time(message, "commit_time"),
+    )
+
+
+def to_uptake(message: sync_service_pb2.GetUptakeResponse) -> models.Uptake:
+    """Who has a revision, from the wire."""
+    return models.Uptake(
+        revision=message.revision,
+        head_revision=message.head_revision,
+        replica_count=message.replica_count,
+        reached_count=message.reached_count,
+        replicas=tuple(
+            models.ReplicaUptake(
+                replica_id=replica.replica_id,
+                revision=replica.revision,
+                report_time=to_time(replica, "report_time"),
+                behind_since=to_time(replica, "behind_since"),
+                connected=replica.connected,
+                holds_purge=replica.holds_purge,
+            )
+            for replica in message.replicas
+        ),
     )

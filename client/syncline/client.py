@@ -2,22 +2,36 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from os import PathLike
+from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from syncline import _wire
 from syncline._call import DEFAULT_TIMEOUT_SECONDS, LONG, LONG_TIMEOUT_SECONDS, Caller
+from syncline._standing import list_heads
 from syncline._transport import Endpoint, Tls, resolve
 from syncline._update_feed import UpdateFeed
 from syncline.dataset import Dataset
 from syncline.errors import NotFound
 from syncline.feed import ChangeFeed
-from syncline.models import DatasetInfo, Identity, KeyInfo, Retention, Role, Scope, ServerInfo, SourceInfo
+from syncline.mirror import Mirror, prefix_of
+from syncline.models import (
+    DatasetHead,
+    DatasetInfo,
+    Identity,
+    KeyInfo,
+    Retention,
+    Role,
+    Scope,
+    ServerInfo,
+    SourceInfo,
+)
 from syncline.names import dataset_name, source_name
 from syncline.producers import ProducerInfo, ProducerWatch, delete_producer, list_producers
 from syncline.v1 import catalog_service_pb2 as catalog
@@ -267,6 +281,34 @@ class Client:
         """Delete a dataset with everything in it. Raises NotFound unless ``missing_ok``, EtagMismatch."""
         request = catalog.DeleteDatasetRequest(name=dataset_name(dataset), etag=etag)
         await self._delete("DeleteDataset", request, missing_ok=missing_ok)
+
+    async def heads(self, prefix: str = "") -> list[DatasetHead]:
+        """Where every dataset stands that the key may read and whose id begins with ``prefix``, ordered by id."""
+        connection = self.connection
+        return await list_heads(connection.sync, connection.caller, prefix)
+
+    def mirror(
+        self,
+        pattern: str,
+        directory: str | PathLike[str],
+        *,
+        filter: str | None = None,  # noqa: A002 - the word for it
+        fields: Iterable[str] | None = None,
+        replica_id: str | None = None,
+    ) -> Mirror:
+        """File replicas of many datasets in a directory, on one stream, to be entered with ``async with``.
+
+        ``pattern`` is a prefix and a star, as in ``sensors-*``; ``*`` is everything that the key may read. The others
+        are those of ``Dataset.replica``. See Mirror. Raises ValueError for another pattern.
+        """
+        return Mirror(
+            self,
+            prefix_of(pattern),
+            Path(directory),
+            filter=filter,
+            fields=fields,
+            replica_id=replica_id,
+        )
 
     # -- sources --------------------------------------------------------------------------------------------
 

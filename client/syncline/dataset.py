@@ -1,17 +1,19 @@
 """A dataset to write and read: ``Client.dataset`` makes the handle, without I/O."""
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from syncline import errors
-from syncline._call import INTERACTIVE, RetryPolicy, complete_violations
+from syncline._call import INTERACTIVE, LOG, RetryPolicy, complete_violations
 from syncline._convert import Codec
 from syncline._events import Order
 from syncline._load import Loader
 from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions
-from syncline._selection import selection_of
+from syncline._selection import Selection, selection_of
+from syncline._standing import get_uptake
 from syncline._wire import to_dataset, to_record, to_violations
 from syncline.events import Record, SyncPage
 from syncline.feed import ChangeFeed, sync_all, sync_page
@@ -25,6 +27,7 @@ from syncline.models import (
     RefusedReading,
     Results,
     SessionMode,
+    Uptake,
 )
 from syncline.names import dataset_name, source_name
 from syncline.producer import MEMORY_LIMITS, SPOOL_LIMITS, Limits, Producer, WhenFull
@@ -39,11 +42,15 @@ if TYPE_CHECKING:
 
     from syncline.client import Client
     from syncline.replica._changes import OnError
+    from syncline.replica._verify import ReplicaProof
     from syncline.replica.replica import Replica
 
 T = TypeVar("T")
 
 DEFAULT_SOURCE: Final = "default"
+
+UPTAKE_SECONDS: Final = 60.0
+"""How long replicas are waited for."""
 
 IDS_PER_READ: Final = 1_000
 """Most ids in one BatchGetRecords call."""
@@ -80,6 +87,8 @@ class Dataset(Generic[T]):
         source: str = DEFAULT_SOURCE,
         partial: bool = False,
         validate_only: bool = False,
+        wait_uptake: float | None = None,
+        timeout: float = UPTAKE_SECONDS,  # noqa: ASYNC109 - of the replicas; that of the call is timeout_seconds
         timeout_seconds: float | None = None,
         policy: RetryPolicy = INTERACTIVE,
     ) -> PushResult:
@@ -88,6 +97,10 @@ class Dataset(Generic[T]):
         A record overwrites the one with the same id whole. ``IfRevision(record, 17)`` and ``IfAbsent(record)``
         make it conditional. With ``partial`` good records are applied and the others reported in the result;
         with ``validate_only`` everything is checked and nothing changed. A retry has one effect.
+
+        With ``wait_uptake=0.95`` it returns when that part of the registered replicas (those with a ``replica_id``)
+        has the revision, or after ``timeout`` seconds; ``uptake`` of the result tells who has it. That too few have it
+        is no error: the push is done. ``timeout_seconds`` is the deadline of the push itself.
 
         Raises InvalidRecords (all violations), ConditionFailed, LimitExceeded (``load`` splits), SourceDisabled,
         NotFound, OutcomeUnknown.
@@ -101,7 +114,23 @@ class Dataset(Generic[T]):
             partial=partial,
             validate_only=validate_only,
         )
-        return await self.push_request(request, timeout_seconds=timeout_seconds, policy=policy)
+        result = await self.push_request(request, timeout_seconds=timeout_seconds, policy=policy)
+        if wait_uptake is None or validate_only:
+            return result
+        uptake = await self._uptake_of(result, wait_uptake, timeout)
+        return replace(result, uptake=uptake)
+
+    async def _uptake_of(self, result: PushResult, wait_ratio: float, timeout_seconds: float) -> Uptake:
+        """Who has a push; whatever goes wrong while asking, the push is done, and its result must not be lost."""
+        try:
+            return await self.uptake(result.revision, wait_ratio=wait_ratio, timeout_seconds=timeout_seconds)
+        except errors.SynclineError as error:
+            LOG.warning(
+                "who has revision %d of %s is not known: %s", result.revision, self.dataset, error.message
+            )
+            return Uptake(
+                revision=result.revision, head_revision=0, replica_count=-1, reached_count=0, replicas=()
+            )
 
     async def push_request(
         self, request: PushRequest, *, timeout_seconds: float | None, policy: RetryPolicy
@@ -307,6 +336,31 @@ class Dataset(Generic[T]):
             options=options,
         )
 
+    async def uptake(
+        self,
+        revision: int = 0,
+        *,
+        wait_ratio: float = 0.0,
+        timeout_seconds: float = UPTAKE_SECONDS,
+        replicas: int = 100,
+    ) -> Uptake:
+        """Which registered replicas have ``revision`` (0: the newest), and since when the others are behind.
+
+        With ``wait_ratio`` above 0 it waits until that part of them has it, and answers in any case after
+        ``timeout_seconds``. ``replicas`` bounds how many are named, those furthest behind first; at most 1,000.
+        Raises NotFound, PermissionDenied.
+        """
+        connection = self._client.connection
+        return await get_uptake(
+            connection.sync,
+            connection.caller,
+            self.dataset,
+            revision=revision,
+            wait_ratio=wait_ratio,
+            timeout_seconds=timeout_seconds,
+            replicas=replicas,
+        )
+
     # -- reading --------------------------------------------------------------------------------------------
 
     async def get(
@@ -474,6 +528,19 @@ class Dataset(Generic[T]):
             replica_id=replica_id or "",
         )
         return Replica(origin, path, on_error=on_error)
+
+    async def verify_replica(self, path: "str | PathLike[str]") -> "ReplicaProof":
+        """Prove a replica's file against the dataset, from its bytes, while another process may be writing it.
+
+        The file is not changed, and opened with the filter and fields that it was made with. Reads all of it, and
+        from the server what changed since. Raises ReplicaUnusable, NotFound, PermissionDenied.
+        """
+        from syncline.replica._verify import verify_file
+
+        async def read(token: bytes, selection: Selection) -> SyncPage[T]:
+            return await self.sync(token, all=True, filter=selection.filter, fields=selection.fields)
+
+        return await verify_file(Path(path), self.dataset, read)
 
 
 def _split_conditions(records: Iterable[Any]) -> tuple[list[Any], list[Condition]]:

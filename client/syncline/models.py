@@ -254,6 +254,62 @@ class ProducerStats:
     """Why the server takes no readings for now, as ``SOURCE_DISABLED``; empty: it does."""
 
 
+# -- where datasets and their replicas stand ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetHead:
+    """Where a dataset stands."""
+
+    dataset: str
+    uid: str
+    """Another one than before means that it was deleted and created again."""
+    revision: int
+    """0: nothing was ever written."""
+    record_count: int
+    digest: bytes
+    """16 bytes; see ``Digest``."""
+    commit_time: datetime | None
+    """Of ``revision``; None at revision 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaUptake:
+    """How far a replica has come."""
+
+    replica_id: str
+    revision: int
+    """The newest one that it has applied; 0: none yet."""
+    report_time: datetime | None
+    behind_since: datetime | None
+    """When the first commit that it lacks was made, or the oldest one known after it; None: it has the newest."""
+    connected: bool
+    holds_purge: bool
+    """Deleted records are kept longer for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uptake:
+    """Which registered replicas have a revision."""
+
+    revision: int
+    """The one that was asked about."""
+    head_revision: int
+    replica_count: int
+    """-1: the server could not be asked."""
+    reached_count: int
+    """How many of them have it."""
+    replicas: tuple[ReplicaUptake, ...]
+    """Those furthest behind first; not all of them, where there are many."""
+
+    @property
+    def ratio(self) -> float:
+        """The part of the replicas that has it; 1.0 where there is none, 0.0 where that is not known."""
+        if self.replica_count < 0:
+            return 0.0
+        return self.reached_count / self.replica_count if self.replica_count else 1.0
+
+
 def key_of(record_id: str) -> Key:
     """The key in a record id: a value, a tuple of several, or the id itself where there is no key."""
     try:
@@ -324,6 +380,8 @@ class PushResult:
     """Number of posted records, keys or ids."""
     violations: tuple[Violation, ...] = ()
     """With ``partial`` or ``validate_only``: what is wrong with the refused ones."""
+    uptake: Uptake | None = None
+    """With ``wait_uptake``: who had the revision when the waiting ended, also when those were too few."""
 
     def count(self, status: RecordStatus) -> int:
         """How many of the results have this status."""
