@@ -157,6 +157,25 @@ async def test_a_commit_too_large_to_carry_is_read_once_for_all(house):
         assert home.store.reads - reads < 20
 
 
+async def test_t50_f1_purge_while_members_are_counted(house):
+    """Deletes of records that were counted already are gone before the count comes to them: it begins again."""
+    async with house(page_changes=5) as home:
+        await home.write(books(*range(20)))
+        purged = []
+
+        async def purge(after):
+            if after and not purged:
+                purged.append(after)
+                await home.write([(f"k{number}", None) for number in range(4)], announce=False)
+                await home.purge()
+
+        home.store.before_read = purge
+        async with home.subscribe(selection=GENRE_A) as messages:
+            copy = await follow_to(Copy(), messages, 2)
+            await assert_equal(home, copy, GENRE_A)
+            assert (purged, len(copy.records)) == ([5], 16)
+
+
 async def test_t55_g10_a_filter_that_matches_nothing_on_a_busy_dataset(house):
     """Checkpoints come, the token moves, and it works after everything older was purged (etcd #17507)."""
     async with house(checkpoint_seconds=0.05, page_changes=5) as home:

@@ -274,7 +274,12 @@ class Hub:
             await self._deliver(stretch, looked, before, page.head)
             ledger.admit(newcomers, page.head)
         self._moving = False
-        self._stop_waiting(None)
+        self._arrive(self._moved)
+        for number, arrival in enumerate(tuple(self._counted), 1):
+            if not arrival.done():
+                arrival.set_result(None)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def _deliver(self, stretch: Stretch, looked: int, before: Head | None, head: Head) -> None:
         folded = self.ledger.folded
