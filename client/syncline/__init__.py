@@ -80,7 +80,9 @@ from syncline.events import (
     SyncPage,
 )
 from syncline.feed import ChangeFeed
+from syncline.mirror import Mirror
 from syncline.models import (
+    DatasetHead,
     DatasetInfo,
     Identity,
     IfAbsent,
@@ -93,11 +95,13 @@ from syncline.models import (
     RecordResult,
     RecordStatus,
     RefusedReading,
+    ReplicaUptake,
     Retention,
     ServerInfo,
     SessionInfo,
     SessionResult,
     SourceInfo,
+    Uptake,
     Violation,
     append,
     by_content,
@@ -108,6 +112,7 @@ from syncline.producer import Producer
 from syncline.producers import ProducerForgotten, ProducerInfo, ProducerWatch
 from syncline.replica._changes import ReplicaChanges
 from syncline.replica._repair import Repair
+from syncline.replica._verify import ReplicaProof
 from syncline.replica.replica import Replica, ReplicaState
 from syncline.session import Session
 
@@ -124,6 +129,7 @@ __all__ = [
     "Copy",
     "CopyDiverged",
     "Dataset",
+    "DatasetHead",
     "DatasetInfo",
     "DeadlineExceeded",
     "DecodeError",
@@ -147,6 +153,7 @@ __all__ = [
     "Limits",
     "LoadResult",
     "MassDeleteRefused",
+    "Mirror",
     "NotAuthenticated",
     "NotFound",
     "NotOffered",
@@ -176,10 +183,12 @@ __all__ = [
     "Replica",
     "ReplicaChanges",
     "ReplicaError",
+    "ReplicaProof",
     "ReplicaReadOnly",
     "ReplicaState",
     "ReplicaStopped",
     "ReplicaUnusable",
+    "ReplicaUptake",
     "Reset",
     "ResetReason",
     "Retention",
@@ -203,6 +212,7 @@ __all__ = [
     "TokenInvalid",
     "Unavailable",
     "UnknownEvent",
+    "Uptake",
     "Violation",
     "append",
     "by_content",

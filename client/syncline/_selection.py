@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -29,6 +29,12 @@ class Selection:
     def text(self) -> str:
         """One line that is different for different selections, and empty for everything."""
         return f"{self.filter}\n{','.join(self.fields)}" if self.is_filtered else ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The other way round."""
+        filter_text, _, fields = text.rpartition("\n")
+        return cls(filter=filter_text, fields=tuple(fields.split(",")) if fields else ())
 
 
 EVERYTHING: Final = Selection()

@@ -14,16 +14,16 @@ ROOT = Path(__file__).parents[2]
 
 NAMES = """
 Aborted AlreadyExists Change ChangeBatch ChangeFeed ChangeReason Checkpoint Client ConditionFailed Copy
-CopyDiverged Dataset DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch Event
-FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision InvalidArgument
-InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused NotAuthenticated NotFound NotOffered
-OutOfRange OutboxFull OutcomeUnknown Overloaded PermissionDenied Producer ProducerError ProducerFenced
-ProducerStats PushResult Put ReadingsLeft Record RecordResult RecordStatus RefusedReading RefusedReadings
-Rejected Remove Repair Replica ReplicaChanges ReplicaError ReplicaReadOnly ReplicaState ReplicaStopped
-ReplicaUnusable Reset ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session
-SessionBroken SessionConflict SessionInfo SessionInvalid SessionResult SourceDisabled SourceInfo SpoolUnusable
-StaleData SyncPage SynclineError Tls TokenInvalid Unavailable UnknownEvent Violation append by_content by_key
-connect key_of
+CopyDiverged Dataset DatasetHead DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch
+Event FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision
+InvalidArgument InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused Mirror NotAuthenticated
+NotFound NotOffered OutOfRange OutboxFull OutcomeUnknown Overloaded PermissionDenied Producer ProducerError
+ProducerFenced ProducerForgotten ProducerInfo ProducerStats ProducerWatch PushResult Put ReadingsLeft Record
+RecordResult RecordStatus RefusedReading RefusedReadings Rejected Remove Repair Replica ReplicaChanges
+ReplicaError ReplicaProof ReplicaReadOnly ReplicaState ReplicaStopped ReplicaUnusable ReplicaUptake Reset
+ResetReason Retention RetryPolicy SchemaInvalid ServerError ServerInfo Session SessionBroken SessionConflict
+SessionInfo SessionInvalid SessionResult SourceDisabled SourceInfo SpoolUnusable StaleData SyncPage
+SynclineError Tls TokenInvalid Unavailable UnknownEvent Uptake Violation append by_content by_key connect key_of
 """.split()  # noqa: SIM905 - a list to read
 
 

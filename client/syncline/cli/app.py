@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from syncline.cli import datasets, delete, exits, keys, push, records, sources, status, sync, watch
+from syncline.cli import (
+    datasets,
+    delete,
+    exits,
+    keys,
+    mirror,
+    push,
+    records,
+    sources,
+    status,
+    sync,
+    verify,
+    watch,
+)
 from syncline.cli.exits import ExitCode
 from syncline.cli.invocation import shared_callback, silence_stdout
 from syncline.cli.options import with_options
@@ -56,6 +69,8 @@ app.command("get")(records.get)
 app.command("ls")(records.ls)
 app.command("sync")(sync.sync)
 app.command("watch")(watch.watch)
+app.command("mirror")(mirror.mirror)
+app.command("verify")(verify.verify)
 app.command("status")(status.status)
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(sources.app, name="source")

@@ -126,7 +126,7 @@ class Replica(Generic[T]):
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # raised from everything that is awaited of the replica
-            LOG.error("replica of %s: stopped by %r", self._origin.dataset, error)
+            LOG.exception("replica of %s: stopped", self._origin.dataset)
             self._stopped = error
             self._listeners.end(self._stop_error(told=False))
             self._notify()
