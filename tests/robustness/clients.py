@@ -101,6 +101,11 @@ async def attempts(
     return None, refused, False
 
 
+def code_of(refused: Refused) -> str:
+    """The code of a refusal; UNAVAILABLE where gRPC's core itself failed to write to a stream that had ended."""
+    return "UNAVAILABLE" if refused.message == "Internal error from Core" else refused.code
+
+
 def now() -> float:
     """The clock of the history."""
     return time.monotonic()

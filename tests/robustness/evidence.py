@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 from robustness.history import DatasetLog, Frame, History, Logged, Operation, View
 from robustness.model import Copy, Model, replay
@@ -19,7 +19,12 @@ class Evidence:
     @cached_property
     def models(self) -> dict[str, Model]:
         """S(r) by dataset."""
-        return {name: Model(log) for name, log in self.history.datasets.items()}
+        return {
+            name: Model(log, partial(self._writers, name)) for name, log in self.history.datasets.items()
+        }
+
+    def _writers(self, dataset: str, revision: int) -> list[Operation]:
+        return self.by_place.get((dataset, revision), [])
 
     def model(self, dataset: str) -> Model:
         """S(r) of one."""

@@ -156,7 +156,9 @@ class View:
     @property
     def tokens(self) -> list[bytes]:
         """Tokens that it was given, oldest first."""
-        return [frame.token for frame in self.frames if isinstance(frame, (Batch, Checkpoint)) and frame.token]
+        return [
+            frame.token for frame in self.frames if isinstance(frame, (Batch, Checkpoint)) and frame.token
+        ]
 
 
 # -- what the store did -------------------------------------------------------------------------------------
@@ -169,6 +171,9 @@ class Logged:
     revision: int
     commit_id: bytes
     changes: dict[str, bytes | None]
+    """Without what later revisions of the same group replaced: nobody can ever have seen it."""
+    group: int = 0
+    """Revisions that one transaction committed have the same; 0: each is by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,18 +86,31 @@ def digest_of(state: State) -> bytes:
 class Model:
     """S(r) of one dataset for all r, by replaying its log."""
 
-    def __init__(self, log: DatasetLog) -> None:
+    def __init__(
+        self, log: DatasetLog, writers: Callable[[int], Sequence[Operation]] = lambda revision: ()
+    ) -> None:
+        """``writers``: the operations that took effect at a revision, for what the log leaves out."""
         self.states: list[State] = [{}]
         """By revision; the state before the first commit at 0."""
+        self.changes: list[dict[str, bytes | None]] = [{}]
+        """By revision: what it changed, with what was replaced in the same group."""
         self._selected: dict[tuple[str, int], State] = {}
+        later = _replaced_later(log, writers)
         for logged in log.commits:
+            changes = dict(logged.changes)
+            for operation in writers(len(self.states)):
+                if operation.kind != "reading":
+                    effect = self.effect(operation, len(self.states))
+                    replaced = effect.keys() & later[len(self.states)] - changes.keys()
+                    changes.update((key, effect[key]) for key in replaced)
             state = dict(self.states[-1])
-            for record_id, data in logged.changes.items():
+            for record_id, data in changes.items():
                 if data is None:
                     state.pop(record_id, None)
                 else:
                     state[record_id] = (logged.revision, data)
             self.states.append(state)
+            self.changes.append(changes)
 
     @property
     def head(self) -> int:
@@ -131,6 +144,22 @@ class Model:
             gone = [key for key in before if key.startswith(operation.scope) and key not in operation.puts]
         changes.update((key, None) for key in gone if key in before)
         return changes
+
+
+def _replaced_later(log: DatasetLog, writers: Callable[[int], Sequence[Operation]]) -> list[set[str]]:
+    """By revision: record ids that later revisions of the same group wrote."""
+    later: list[set[str]] = [set() for _ in range(len(log.commits) + 1)]
+    touched: set[str] = set()
+    group = 0
+    for number in range(len(log.commits), 0, -1):
+        logged = log.commits[number - 1]
+        if logged.group != group or not group:
+            touched, group = set(), logged.group
+        later[number] = set(touched)
+        touched |= logged.changes.keys()
+        for operation in writers(number):
+            touched |= {*operation.puts, *operation.deletes}
+    return later
 
 
 # -- copies -------------------------------------------------------------------------------------------------

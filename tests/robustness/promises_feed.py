@@ -162,7 +162,11 @@ def resumable(evidence: Evidence) -> Iterator[str]:
 
 def _at_token(evidence: Evidence, view: View, token: bytes) -> int:
     return next(
-        (after.revision for frame, _, after in evidence.replayed(view) if getattr(frame, "token", b"") == token),
+        (
+            after.revision
+            for frame, _, after in evidence.replayed(view)
+            if getattr(frame, "token", b"") == token
+        ),
         -1,
     )
 

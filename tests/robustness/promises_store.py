@@ -48,7 +48,8 @@ def atomic(evidence: Evidence) -> Iterator[str]:
             if logged.changes != expected:
                 yield f"{name}: revision {logged.revision} does not hold its readings whole"
         elif len(operations) == 1 and logged.revision <= evidence.model(name).head:
-            if logged.changes != evidence.model(name).effect(operations[0], logged.revision):
+            model = evidence.model(name)
+            if model.changes[logged.revision] != model.effect(operations[0], logged.revision):
                 yield f"{name}: revision {logged.revision} is not the whole effect of {_name(operations[0])}"
     for read in evidence.history.reads:
         state = evidence.model(read.dataset).selected(read.revision, read.selection)
@@ -100,7 +101,7 @@ def real_time(evidence: Evidence) -> Iterator[str]:
         for opened, frames in connections(view):
             first = next((frame for frame in frames if isinstance(frame, Checkpoint)), None)
             newest = _newest_before(acknowledged[view.dataset], opened.at)
-            if first is not None and first.revision < newest:
+            if first is not None and first.revision < newest and not opened.token:
                 yield f"{view.name}: first checkpoint at {first.revision}, {newest} was acknowledged before it came"
 
 
@@ -139,8 +140,7 @@ def _holds(evidence: Evidence, operation: Operation) -> bool:
     model = evidence.model(operation.dataset)
     if not 1 <= revision <= model.head:
         return False
-    logged = evidence.history.datasets[operation.dataset].commits[revision - 1]
-    return logged.changes == model.effect(operation, revision)
+    return model.changes[revision] == model.effect(operation, revision)
 
 
 def _newest_before(acknowledged: list[tuple[float, int]], moment: float) -> int:

@@ -12,7 +12,9 @@ from support.wire import Wire
 from syncline.v1 import record_service_pb2 as pb
 
 FOLLOWING = syncline.FeedOptions(
-    checkpoint_seconds=0.5, missed_checkpoints=5, reconnect=syncline.RetryPolicy(attempts=None, max_seconds=0.3)
+    checkpoint_seconds=0.5,
+    missed_checkpoints=5,
+    reconnect=syncline.RetryPolicy(attempts=None, max_seconds=0.3),
 )
 """Where the server dies every second, pauses that double each time would be all that there is."""
 LOOKS_SECONDS = 0.15
@@ -117,6 +119,8 @@ async def follow_copy(run: Run, client: syncline.Client, name: str, dataset: str
                     records = {key: (copy.event(key).revision, copy.event(key).json) for key in copy}
                     look(run, name, dataset, selection, copy.revision, records)
             token = feed.token or None
+        if token is None:
+            copy = syncline.Copy()  # it begins with nothing again, and so does the copy
 
 
 async def keep_replica(
@@ -126,7 +130,7 @@ async def keep_replica(
     rng, selected = run.chooser(name), SELECTIONS[selection]
     while not run.leaving.is_set():
         async with client.dataset(dataset).replica(
-            path, filter=selected.filter or None, fields=selected.fields or None, options=FOLLOWING
+            path, filter=selected.filter or None, fields=selected.fields or None
         ) as replica:
             for _ in range(1 << 30 if run.is_calm else rng.choice([2, 10, 40])):
                 await asyncio.sleep(LOOKS_SECONDS)

@@ -21,7 +21,7 @@ _TRIGGERS = """
 CREATE TABLE audit_change (
     number INTEGER PRIMARY KEY, slot INTEGER, revision INTEGER, record_id TEXT, data BLOB);
 CREATE TABLE audit_revision (
-    number INTEGER PRIMARY KEY, dataset_number INTEGER, revision INTEGER, commit_id BLOB);
+    number INTEGER PRIMARY KEY, dataset_number INTEGER, revision INTEGER, commit_id BLOB, time_us INTEGER);
 CREATE TABLE audit_purge (
     number INTEGER PRIMARY KEY, dataset_number INTEGER, revision INTEGER, at REAL);
 CREATE TRIGGER audit_record AFTER INSERT ON record BEGIN
@@ -29,13 +29,13 @@ CREATE TRIGGER audit_record AFTER INSERT ON record BEGIN
     VALUES (new.slot, new.revision, new.record_id, new.data);
 END;
 CREATE TRIGGER audit_commit AFTER INSERT ON revision BEGIN
-    INSERT INTO audit_revision (dataset_number, revision, commit_id)
-    VALUES (new.dataset_number, new.revision, new.commit_id);
+    INSERT INTO audit_revision (dataset_number, revision, commit_id, time_us)
+    VALUES (new.dataset_number, new.revision, new.commit_id, new.commit_time_us);
 END;
 CREATE TRIGGER audit_watermark AFTER UPDATE OF purge_revision ON head
 WHEN new.purge_revision <> old.purge_revision BEGIN
     INSERT INTO audit_purge (dataset_number, revision, at)
-    VALUES (new.dataset_number, new.purge_revision, unixepoch('now', 'subsec'));
+    VALUES (new.dataset_number, new.purge_revision, (julianday('now') - 2440587.5) * 86400.0);
 END;
 """
 
@@ -65,11 +65,16 @@ def collect(history: History, data: Path) -> None:
         for name in names.values():
             log = history.datasets.setdefault(name, DatasetLog())
             log.commits, log.purges = [], []
-        for number, revision, commit_id in connection.execute(
-            "SELECT dataset_number, revision, commit_id FROM audit_revision ORDER BY number"
+        for number, revision, commit_id, time_us in connection.execute(
+            "SELECT dataset_number, revision, commit_id, time_us FROM audit_revision ORDER BY number"
         ):
             if number in names:
-                logged = Logged(revision=revision, commit_id=commit_id, changes=changes[number, revision])
+                logged = Logged(
+                    revision=revision,
+                    commit_id=commit_id,
+                    changes=changes[number, revision],
+                    group=time_us,  # a group is committed at one time
+                )
                 history.datasets[names[number]].commits.append(logged)
         for number, revision, at in connection.execute(
             "SELECT dataset_number, revision, at FROM audit_purge ORDER BY number"

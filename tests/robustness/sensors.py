@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from robustness.clients import SILENCE_SECONDS, Run, now
+from robustness.clients import SILENCE_SECONDS, Run, code_of, now
 from robustness.history import Opening, Operation
 from robustness.writers import record
 from support.wire import Refused, Wire
@@ -54,7 +54,7 @@ class Sensor:
                 pass
             except grpc.aio.AioRpcError as error:
                 refused = Refused(error)
-                if refused.code not in IN_ORDER:
+                if code_of(refused) not in IN_ORDER:
                     raise AssertionError(f"{self.name}: {refused}") from error
             await self.run.pause(self.rng, 0.1)
 
@@ -79,7 +79,7 @@ class Sensor:
         opening = pb.OpenProducer(
             source=self.path, producer_id=self.name, epoch=epoch, previous_epoch=previous
         )
-        await call.write(pb.PushStreamRequest(open=opening))
+        await _write(call, pb.PushStreamRequest(open=opening))
         return await _read(call)
 
     def _opened(self, opened: pb.Opened, begun: float, *, is_new: bool) -> None:
@@ -124,7 +124,7 @@ class Sensor:
                 waiting = [self._make() for _ in range(self.rng.randint(1, 4))]
             rows = [data for operation in waiting for data in operation.puts.values()]
             readings = pb.Readings(first_sequence=sequence, records=rows)
-            if not await _write(call, readings):
+            if not await _write(call, pb.PushStreamRequest(readings=readings)):
                 return
             sequence += len(rows)
             waiting = []
@@ -164,7 +164,7 @@ class Clone(Sensor):
                 operation = self._make()
                 rows = list(operation.puts.values())
                 readings = pb.Readings(first_sequence=opened.last_sequence + 1, records=rows)
-                await _write(call, readings)
+                await _write(call, pb.PushStreamRequest(readings=readings))
                 answer = await _read(call)
                 if answer.ack.last_sequence > opened.last_sequence:
                     operation.outcome, operation.changed, operation.returned = "ok", True, now()
@@ -176,11 +176,11 @@ class Clone(Sensor):
             await self.run.pause(self.rng, 0.3)
 
 
-async def _write(call: Any, readings: pb.Readings) -> bool:
-    """Send readings; False: the stream has ended, and whoever reads it will hear why."""
+async def _write(call: Any, message: pb.PushStreamRequest) -> bool:
+    """Send a message; False: the stream has ended, and whoever reads it will hear why."""
     try:
-        await asyncio.wait_for(call.write(pb.PushStreamRequest(readings=readings)), SILENCE_SECONDS)
-    except asyncio.InvalidStateError:
+        await asyncio.wait_for(call.write(message), SILENCE_SECONDS)
+    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from robustness.clients import CALL_SECONDS, SILENCE_SECONDS, Run, now
+from robustness.clients import CALL_SECONDS, SILENCE_SECONDS, Run, code_of, now
 from robustness.history import Batch, Checkpoint, Ended, Opened, Reset, View
 from robustness.model import SELECTIONS
 from support.wire import Refused, Wire
@@ -57,7 +58,7 @@ def ended(error: BaseException) -> Ended:
     """How a stream ended."""
     if isinstance(error, grpc.aio.AioRpcError):
         refused = Refused(error)
-        return Ended(at=now(), code=refused.code, reason=refused.reason)
+        return Ended(at=now(), code=code_of(refused), reason=refused.reason)
     return Ended(at=now(), code="LEFT")
 
 
@@ -154,8 +155,8 @@ class FeedStream:
         self.views = dict(enumerate(views, 1))
         self.rng = run.chooser(name)
         self._open: set[int] = set()
-        self._replaced: set[int] = set()
-        """Begun anew and not accepted yet: what comes is of the one before."""
+        self._awaited: Counter[int] = Counter()
+        """How often each was begun anew and not accepted yet: until then what comes is of the one before."""
 
     async def follow(self) -> None:
         """Follow until the run ends."""
@@ -173,7 +174,7 @@ class FeedStream:
             for number in self._open:
                 self.views[number].frames.append(last)
             self._open.clear()
-            self._replaced.clear()
+            self._awaited.clear()
             await self.run.pause(self.rng, 0.1)
 
     async def _take(self, call: Any) -> None:
@@ -195,6 +196,7 @@ class FeedStream:
         token = choose_token(self.run, self.rng, view)
         view.frames.append(Opened(at=now(), token=token))
         self._open.add(number)
+        self._awaited[number] += 1
         fields = SELECTIONS[view.selection].fields
         add = update_feed_pb2.AddSubscription(
             subscription_id=number,
@@ -213,15 +215,16 @@ class FeedStream:
         """The same subscription anew: what still comes of the old one is not of this view."""
         if number in self._open:
             self.views[number].frames.append(Ended(at=now(), code="LEFT"))
-        self._replaced.add(number)
         return self._add(number)
 
     def _note(self, part: update_feed_pb2.FeedPart) -> Iterable[update_feed_pb2.FeedAction]:
         number = part.subscription_id
         view = self.views[number]
         if part.HasField("accepted"):
-            self._replaced.discard(number)
-        if number in self._replaced:
+            self._awaited[number] -= 1
+        if part.HasField("error") and self._awaited[number]:
+            self._awaited[number] -= 1  # instead of being accepted
+        if self._awaited[number]:
             return
         if part.HasField("error"):
             view.frames.append(Ended(at=now(), code=str(part.error.code), reason=part.error.message))
@@ -242,7 +245,9 @@ class FeedStream:
 
     async def _send(self, call: Any, actions: Iterable[update_feed_pb2.FeedAction]) -> None:
         request = sync_service_pb2.UpdateFeedRequest(actions=list(actions))
-        with contextlib.suppress(asyncio.InvalidStateError):  # it has ended, and the next read tells why
+        with contextlib.suppress(
+            asyncio.InvalidStateError, grpc.aio.AioRpcError
+        ):  # it has ended, and the next read tells why
             await asyncio.wait_for(call.write(request), SILENCE_SECONDS)
 
 

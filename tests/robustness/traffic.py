@@ -1,21 +1,19 @@
 """All clients of a run together, the fault schedule against them, and the judgement at the end."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import syncline
 from robustness import recorder
 from robustness.clients import Run
-from robustness.faults import Faults
 from robustness.history import DatasetLog, History, View
 from robustness.promises import judge
-from robustness.readers import Reader, follow_copy, keep_replica
+from robustness.readers import FOLLOWING, Reader, follow_copy, keep_replica
 from robustness.sensors import Clone, Sensor
 from robustness.subscribers import FeedStream, Pager, Subscriber
 from robustness.writers import SessionWriter, Writer
@@ -110,6 +108,7 @@ class Traffic:
             Run(history, address, server.key, seed=seed) as run,
             syncline.connect(address, key=server.key) as client,
         ):
+            client.connection.updates._options = FOLLOWING
             traffic = cls(run, server, client, crowd)
             await traffic._begin(replica_directory)
             try:
@@ -153,7 +152,9 @@ class Traffic:
             self._follow(keep_replica(run, self.client, f"replica {n}", dataset, selection, path))
 
     def _view(self, name: str, dataset: str, selection: str, mode: str = "latest") -> View:
-        return self.history.view(f"{name} ({dataset}, {selection}, {mode})", dataset, selection=selection, mode=mode)
+        return self.history.view(
+            f"{name} ({dataset}, {selection}, {mode})", dataset, selection=selection, mode=mode
+        )
 
     def _write(self, work: Coroutine[Any, Any, None]) -> None:
         self._writing.append(asyncio.create_task(work))
@@ -181,8 +182,10 @@ class Traffic:
     def resets(self) -> list[str]:
         """Reasons of all resets that views were sent."""
         return [
-            frame.reason for view in self.history.views for frame in view.frames if hasattr(frame, "reason")
-            and type(frame).__name__ == "Reset"
+            frame.reason
+            for view in self.history.views
+            for frame in view.frames
+            if hasattr(frame, "reason") and type(frame).__name__ == "Reset"
         ]
 
     # -- the end ------------------------------------------------------------------------------------------

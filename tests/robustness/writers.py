@@ -65,9 +65,7 @@ class Writer:
     async def delete(self) -> Operation:
         """Delete a few keys, there or not."""
         keys = tuple(self.rng.sample(self.keys, self.rng.randint(1, min(4, len(self.keys)))))
-        request = push_pb.DeleteByIdsRequest(
-            source=self.path, record_ids=keys, request_id=new_request_id()
-        )
+        request = push_pb.DeleteByIdsRequest(source=self.path, record_ids=keys, request_id=new_request_id())
         operation = self.run.history.invoke(
             "delete", self.dataset, deletes=keys, request_id=request.request_id, source=self.source
         )
@@ -133,7 +131,9 @@ class SessionWriter(Writer):
         self.sessions = 0
         self.owner = f"{self.dataset}/{self.source}"
         self.scope = f"{self.source}:" if replaces else ""
-        self.modes = ["REPLACE", "REPLACE", "ACCRUE", "STREAM"] if replaces else ["ACCRUE", "ACCRUE", "STREAM"]
+        self.modes = (
+            ["REPLACE", "REPLACE", "ACCRUE", "STREAM"] if replaces else ["ACCRUE", "ACCRUE", "STREAM"]
+        )
         self.keys = [self.scope + key for key in self.keys]
 
     async def work(self) -> None:
