@@ -21,7 +21,7 @@ from bench.loops import run
 from bench.processes import running_module
 from bench.records import decode_item
 from bench.systems import followed_systems
-from bench.systems.base import Client
+from bench.systems.base import Watcher
 from bench.systems.stubs import FeedClient
 
 
@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _updates(arguments: argparse.Namespace, connected: list[Client]) -> Iterator[AsyncIterator[list[bytes]]]:
+def _updates(arguments: argparse.Namespace, connected: list[Watcher]) -> Iterator[AsyncIterator[list[bytes]]]:
     """What each stream brings."""
     each = arguments.subscriptions
     for number in range(arguments.streams):
@@ -184,15 +184,15 @@ async def running_followers(
     streams: int,
     clients: int,
     subscriptions: int = 1,
-    filter: str | None = None,
+    filter_form: str | None = None,
 ) -> AsyncIterator[Followers]:
     """Subscribers that all follow already, ``subscriptions`` on each stream.
 
-    ``filter`` is that of each subscription, with ``{}`` where its number is to stand.
+    ``filter_form`` makes the filter of each subscription, with its number in place of ``{}``.
     """
     arguments = [system, address, collection, str(streams), str(clients), str(subscriptions)]
-    if filter is not None:
-        arguments += ["--filter", filter]
+    if filter_form is not None:
+        arguments += ["--filter", filter_form]
     async with running_module("bench.followers", *arguments) as process:
         followers = Followers(process)
         await followers.wait_ready()

@@ -73,7 +73,7 @@ async def measure(room: Room) -> Outcome:
                     streams=streams,
                     clients=streams,
                     subscriptions=subscriptions,
-                    filter=text,
+                    filter_form=text,
                 )
             )
             contenders[name] = _WritersRound(client, followers, commits)

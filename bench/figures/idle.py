@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.followers import running_followers
 from bench.machine import resident_bytes
 from bench.measure import Figure, Outcome, Room, at_most
-from bench.systems.base import Running, System
+from bench.systems.base import Running, Watched
 from bench.systems.echo import BareStreams
 from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline
@@ -25,7 +25,7 @@ _COLLECTION = "idle"
 class _Server:
     """One that runs, and how it is subscribed to."""
 
-    system: System
+    system: Watched
     running: Running
 
     async def grown_bytes(self, *, streams: int, subscriptions: int = 1) -> int:
@@ -52,7 +52,7 @@ class _Server:
 
 
 @contextlib.asynccontextmanager
-async def _serving(system: System, parent: Path) -> AsyncIterator[_Server]:
+async def _serving(system: Watched, parent: Path) -> AsyncIterator[_Server]:
     """A server of its own for each figure: freed memory that another one left would hide growth."""
     directory = parent / system.name
     directory.mkdir()

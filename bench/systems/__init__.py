@@ -1,6 +1,6 @@
 """The systems under comparison, each used as its own users use it."""
 
-from bench.systems.base import System
+from bench.systems.base import System, Watched
 
 
 def all_systems() -> dict[str, System]:
@@ -12,9 +12,10 @@ def all_systems() -> dict[str, System]:
     return {system.name: system for system in (Syncline(), Etcd(), Nats())}
 
 
-def followed_systems() -> dict[str, System]:
+def followed_systems() -> dict[str, Watched]:
     """All ways of subscribing, by name."""
     from bench.systems.echo import BareStreams
     from bench.systems.stubs import SynclineFeed
 
-    return all_systems() | {system.name: system for system in (SynclineFeed(), BareStreams())}
+    followed: tuple[Watched, ...] = (*all_systems().values(), SynclineFeed(), BareStreams())
+    return {system.name: system for system in followed}

@@ -28,12 +28,24 @@ class Running:
     pid: int
 
 
-class Client(ABC):
-    """A connection to a server. A collection is a dataset, a bucket or a key prefix, empty when made."""
+class Watcher(ABC):
+    """A connection to a server that can be followed. A collection is a dataset, a bucket or a key prefix."""
 
     @abstractmethod
     async def create(self, collection: str) -> None:
-        """Make the collection."""
+        """Make the collection, empty."""
+
+    @abstractmethod
+    def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
+        """Follow the collection, as lists of the JSON texts that came together.
+
+        An empty list is among the first: everything later will be seen. Several subscriptions share a stream where
+        the system has that, and the lists are those of all of them together.
+        """
+
+
+class Client(Watcher):
+    """A connection to a server that is written to and read from."""
 
     @abstractmethod
     async def push_bulk(self, collection: str, items: list[Item]) -> None:
@@ -47,14 +59,6 @@ class Client(ABC):
     async def copy(self, collection: str) -> dict[str, bytes]:
         """Read everything into a dict: key → JSON text."""
 
-    @abstractmethod
-    def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
-        """Follow the collection, as lists of the JSON texts that came together.
-
-        An empty list is among the first: everything later will be seen. Several subscriptions share a stream where
-        the system has that, and the lists are those of all of them together.
-        """
-
 
 def one_a_stream(subscriptions: int) -> None:
     """For systems whose streams have one subscription each. Raises ValueError for more."""
@@ -62,20 +66,29 @@ def one_a_stream(subscriptions: int) -> None:
         raise ValueError(f"{subscriptions} subscriptions on a stream that has one")
 
 
-class System(ABC):
-    """A kind of server."""
+class Watched(ABC):
+    """A kind of server that can be followed."""
 
     name: str
+
+    @abstractmethod
+    def serve(self, directory: Path) -> AbstractAsyncContextManager[Running]:
+        """Run a server of its own process with its data in ``directory``."""
+
+    @abstractmethod
+    def connect(self, address: str) -> AbstractAsyncContextManager[Watcher]:
+        """Connect to it."""
+
+
+class System(Watched):
+    """A kind of server that keeps what is written to it."""
+
     durability: str
     """What an acknowledged write has survived, in a few words."""
 
     @abstractmethod
     def version(self) -> str:
         """Version of the server. Raises Unavailable when it is not on this machine."""
-
-    @abstractmethod
-    def serve(self, directory: Path) -> AbstractAsyncContextManager[Running]:
-        """Run a server of its own process with its data in ``directory``."""
 
     @abstractmethod
     def connect(self, address: str) -> AbstractAsyncContextManager[Client]:

@@ -16,8 +16,7 @@ import grpc.aio
 
 from bench.loops import run
 from bench.processes import free_port, running_server
-from bench.records import Item
-from bench.systems.base import Client, Running, System, one_a_stream
+from bench.systems.base import Running, Watched, Watcher, one_a_stream
 
 _UNARY: Final = "/bench.Echo/Unary"
 _STREAM: Final = "/bench.Echo/Stream"
@@ -90,26 +89,14 @@ async def running_echo(directory: Path, *, connections: int) -> AsyncIterator[li
         yield echoes
 
 
-class BareClient(Client):
-    """Opens streams on which nothing happens. There is nothing to write to."""
+class BareWatcher(Watcher):
+    """Opens streams on which nothing happens."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._idle: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_IDLE)
 
     async def create(self, collection: str) -> None:
         """Nothing needs making."""
-
-    async def push_bulk(self, collection: str, items: list[Item]) -> None:
-        """Not of this server."""
-        raise TypeError("a bare stream has no collections")
-
-    async def push_one(self, collection: str, item: Item) -> None:
-        """Not of this server."""
-        raise TypeError("a bare stream has no collections")
-
-    async def copy(self, collection: str) -> dict[str, bytes]:
-        """Not of this server."""
-        raise TypeError("a bare stream has no collections")
 
     async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
         """A stream of its own."""
@@ -122,15 +109,10 @@ class BareClient(Client):
             call.cancel()
 
 
-class BareStreams(System):
-    """The same server as a system that can be subscribed to."""
+class BareStreams(Watched):
+    """The same server as one that can be followed."""
 
     name = "grpc_idle"
-    durability = "-"
-
-    def version(self) -> str:
-        """Of grpcio."""
-        return str(grpc.__version__)
 
     @contextlib.asynccontextmanager
     async def serve(self, directory: Path) -> AsyncIterator[Running]:
@@ -141,10 +123,10 @@ class BareStreams(System):
             yield Running(address=f"127.0.0.1:{port}", pid=process.pid)
 
     @contextlib.asynccontextmanager
-    async def connect(self, address: str) -> AsyncIterator[Client]:
+    async def connect(self, address: str) -> AsyncIterator[Watcher]:
         """A connection of its own."""
         async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
-            yield BareClient(channel)
+            yield BareWatcher(channel)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc.aio
 
 from bench.records import Item, encode_item
-from bench.systems.base import Client, Running
+from bench.systems.base import Client
 from bench.systems.syncline import Syncline, SynclineClient
 from syncline.names import new_request_id
 from syncline.v1 import push_service_pb2 as push
@@ -26,6 +26,37 @@ _OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.use_local_subchannel_pool", 1),  # a connection for each channel, as separate clients have
 ]
+
+
+class _Account:
+    """Which subscriptions of a stream have begun, and what they may still be sent."""
+
+    def __init__(self, subscriptions: int) -> None:
+        self.grants: list[feed.FeedAction] = []
+        """To be sent."""
+        self._beginning = set(range(1, subscriptions + 1))
+        self._taken: dict[int, int] = {}
+
+    def take(self, part: feed.FeedPart) -> bool:
+        """Count a part; whether it was the one with which all have begun. Raises RuntimeError for an error."""
+        if part.HasField("error"):
+            raise RuntimeError(part.error.message)
+        subscription_id = part.subscription_id
+        taken = self._taken.get(subscription_id, 0) + part.ByteSize()
+        if taken > _CREDIT_BYTES // 2:
+            grant = feed.GrantCredit(subscription_id=subscription_id, bytes=taken)
+            self.grants.append(feed.FeedAction(credit=grant))
+            taken = 0
+        self._taken[subscription_id] = taken
+        if not self._beginning or not any(event.HasField("checkpoint") for event in part.events):
+            return False
+        self._beginning.discard(subscription_id)
+        return not self._beginning
+
+    def take_grants(self) -> list[feed.FeedAction]:
+        """Those to be sent."""
+        grants, self.grants = self.grants, []
+        return grants
 
 
 class StubChannel:
@@ -43,48 +74,29 @@ class StubChannel:
         have reached their first checkpoint.
         """
         call: Any = self.sync.UpdateFeed(metadata=self.metadata)
-        await call.write(
-            sync.UpdateFeedRequest(
-                actions=[
-                    feed.FeedAction(
-                        add=feed.AddSubscription(
-                            subscription_id=number,
-                            dataset=f"datasets/{collection}",
-                            filter=text,
-                            credit_bytes=_CREDIT_BYTES,
-                        )
-                    )
-                    for number, text in enumerate(filters, 1)
-                ]
+        adds = (
+            feed.AddSubscription(
+                subscription_id=number,
+                dataset=f"datasets/{collection}",
+                filter=text,
+                credit_bytes=_CREDIT_BYTES,
             )
+            for number, text in enumerate(filters, 1)
         )
-        beginning = set(range(1, len(filters) + 1))
-        taken: dict[int, int] = {}
+        await call.write(sync.UpdateFeedRequest(actions=[feed.FeedAction(add=add) for add in adds]))
+        account = _Account(len(filters))
         try:
             async for response in call:
                 items: list[bytes] = []
-                grants = []
                 for part in response.parts:
-                    subscription_id = part.subscription_id
                     for event in part.events:
-                        if event.HasField("changes"):
-                            items += event.changes.data
-                        elif beginning and event.HasField("checkpoint"):
-                            beginning.discard(subscription_id)
-                            if not beginning:
-                                yield []
-                    if part.HasField("error"):
-                        raise RuntimeError(part.error.message)
-                    got = taken.get(subscription_id, 0) + part.ByteSize()
-                    if got > _CREDIT_BYTES // 2:
-                        grant = feed.GrantCredit(subscription_id=subscription_id, bytes=got)
-                        grants.append(feed.FeedAction(credit=grant))
-                        got = 0
-                    taken[subscription_id] = got
+                        items += event.changes.data
+                    if account.take(part):
+                        yield []
                 if items:
                     yield items
-                if grants:
-                    await call.write(sync.UpdateFeedRequest(actions=grants))
+                if account.grants:
+                    await call.write(sync.UpdateFeedRequest(actions=account.take_grants()))
         finally:
             call.cancel()
 
