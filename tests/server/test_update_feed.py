@@ -2,12 +2,14 @@
 
 import asyncio
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
 
 from support.feed_client import FeedClient, delete, push
 from support.hosted import hosted
+from support.waiting import until
 from support.wire import WIDE, Refused, Wire, house
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import key_pb2
@@ -516,3 +518,32 @@ async def test_f33_a_client_that_takes_nothing_is_ended_and_goes_on_from_its_tok
                 await again.add(1, "books", token=feed.copies[1, ""].token, credit_bytes=1 << 30)
                 await again.until_exact(20, (1, ""))
                 assert not again.copies[1, ""].resets
+
+
+async def test_t62_streams_and_subscriptions_that_come_and_go_leave_nothing(home, wire, feeds):
+    """1,000 cycles: tasks and descriptors are back where they were."""
+    await push(wire, "books", 1)
+    async with feeds() as feed:
+        await feed.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+        tasks = len(asyncio.all_tasks())
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        for number in range(2, 602):
+            await feed.add(number % 5 + 2, "books" if number % 2 else "b*")
+            if number % 3 == 0:
+                await feed.remove(number % 5 + 2)
+
+        async def come_and_go(look):
+            async with feeds() as other:
+                await other.add(1, "birds")
+                if look:
+                    await other.until(lambda: other.copies[1, ""].exact)
+
+        for number in range(0, 400, 20):
+            await asyncio.gather(*(come_and_go((number + n) % 2) for n in range(20)))
+        for number in range(2, 7):
+            await feed.remove(number)
+        revision = await push(wire, "books", 2)
+        await feed.until_exact(revision, (1, ""))
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= descriptors)

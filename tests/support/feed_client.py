@@ -64,6 +64,7 @@ class FeedClient:
         self.bytes: dict[int, int] = defaultdict(int)
         self.messages = 0
         self.going_away: Any = None
+        self._resumed: set[int] = set()
         self._reading: asyncio.Future[Any] | None = None
 
     async def __aenter__(self) -> "FeedClient":
@@ -79,6 +80,7 @@ class FeedClient:
 
     async def add(self, subscription_id: int, dataset: str, **fields: Any) -> None:
         """Add a subscription of ``datasets/{dataset}``."""
+        (self._resumed.add if fields.get("token") else self._resumed.discard)(subscription_id)
         add = AddSubscription(subscription_id=subscription_id, dataset=f"datasets/{dataset}", **fields)
         await self.act(FeedAction(add=add))
 
@@ -111,6 +113,8 @@ class FeedClient:
         self.bytes[part.subscription_id] += part.ByteSize()
         if part.HasField("accepted"):
             # A subscription in place of another begins with it.
+            if name in self.accepted and part.subscription_id not in self._resumed:
+                self.copies[name] = Copy()
             self.accepted[name] = part.accepted
             self.errors.pop(name, None)
         take_events(self.copies[name], part.events)
