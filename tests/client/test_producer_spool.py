@@ -5,6 +5,7 @@ import random
 import shutil
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,31 @@ async def test_f_full_disk_holds_readings_in_memory_until_there_is_room(
         await sensor.flush()
 
     assert len(server.book.readings) == 50
+
+
+async def test_g05_ending_in_the_middle_of_a_write_to_the_file(
+    server: ScriptedProducers, client: syncline.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is not written again when the producer is closed."""
+    append, writing = Spool.append, threading.Event()
+
+    def slowly(self: Spool, *args: Any, **given: Any) -> None:
+        writing.set()
+        append(self, *args, **given)
+
+    monkeypatch.setattr(Spool, "append", slowly)
+    with pytest.raises(Lost):
+        async with producer_of(client, tmp_path / "p1.db") as sensor:
+            await sensor.ready()
+            for number in range(3):
+                sensor.send({"n": number})
+            await until(writing.is_set)
+            sensor.send({"n": 3})
+            raise Lost
+    async with producer_of(client, tmp_path / "p1.db") as sensor:
+        await sensor.flush()
+
+    assert server.book.readings == readings(*range(4))
 
 
 async def test_the_file_shrinks_again(

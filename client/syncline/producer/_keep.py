@@ -316,16 +316,22 @@ class Spooled:
     async def _do(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function in the spool's thread, to its end also when the caller is cancelled.
 
-        Raises DiskFull, SpoolUnusable.
+        What was done has to be noted, so the cancellation then comes at the next wait. Raises DiskFull, SpoolUnusable.
         """
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        cancelled = 0
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                cancelled += 1
+        if cancelled and (task := asyncio.current_task()) is not None:
+            for _ in range(cancelled):
+                task.uncancel()
+            task.cancel()
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                await work
-            raise
+            return work.result()
         except sqlite3.Error as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                 raise DiskFull from error
