@@ -27,7 +27,7 @@ ROWS_BUFFERED: Final = 5_000
 BYTES_BUFFERED: Final = 4 << 20
 
 RECOUNTED_AT_OPEN: Final = 200_000
-"""A file of up to so many records is computed anew from its bytes when it is opened: half a second at most."""
+"""A file of up to so many records is computed anew from its bytes when it is opened: a second at most."""
 
 _OTHERS_FIRST_SECONDS: Final = 10.0
 """How long to wait for the process that is making the file."""

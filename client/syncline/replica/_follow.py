@@ -23,6 +23,9 @@ class Feed(Protocol):
     def ack(self, revision: int) -> None:
         """Tell the server that the copy was brought to a checkpoint."""
 
+    async def aclose(self) -> None:
+        """End it; who reads it is told."""
+
     async def next_part(self) -> ChangeBatch[Any] | Checkpoint | Reset:
         """The next part. Raises StopAsyncIteration when the feed was closed."""
 
@@ -52,6 +55,7 @@ class Follower(Generic[T]):
         self._moved = moved
         self._course = Course(is_complete=store.point.is_complete and not store.has_new_copy)
         self._feed: Feed | None = None
+        self._looks_again = False
         self.is_mending = False
 
     @property
@@ -72,16 +76,24 @@ class Follower(Generic[T]):
         while True:
             async with self._open_feed(token) as feed:
                 self._feed = feed
-                await self._take(feed)
-            token = b""
+                token = await self._take(feed)
 
-    async def _take(self, feed: Feed) -> None:
-        """Follow one feed until a new one without a token is needed."""
+    async def look_again(self) -> None:
+        """Have the copy compared with the dataset now, and not only at the next checkpoint."""
+        if self._feed is not None and not self.is_copying:
+            self._looks_again = True
+            await self._feed.aclose()
+
+    async def _take(self, feed: Feed) -> bytes:
+        """Follow one feed until a new one is needed; the token for that."""
         while True:
             try:
                 part = await feed.next_part()
             except StopAsyncIteration:
-                raise ReplicaStopped("the client was closed, and the replica with it") from None
+                if not self._looks_again:
+                    raise ReplicaStopped("the client was closed, and the replica with it") from None
+                self._looks_again = False
+                return self._store.resume
             if isinstance(part, ChangeBatch):
                 await self._store.add(part, self._course.resume_token(part))
             elif isinstance(part, Reset):
@@ -89,7 +101,7 @@ class Follower(Generic[T]):
                 self._course.reset(part)
                 await self._store.begin()
             elif not await self._settle(part):
-                return
+                return b""
 
     async def _settle(self, checkpoint: Checkpoint) -> bool:
         """Deal with a checkpoint. False: a new feed without a token is needed."""
