@@ -8,13 +8,20 @@ import grpc
 import pytest
 
 from support.feed_client import FeedClient, delete, push
+from support.feed_encoder import Copy
 from support.hosted import hosted
 from support.waiting import until
 from support.wire import WIDE, Refused, Wire, house
 from syncline.v1 import catalog_service_pb2 as catalog
 from syncline.v1 import key_pb2
 from syncline.v1 import sync_service_pb2 as pb
-from syncline.v1.update_feed_pb2 import AddSubscription, DeliveryMode, FeedAction, RemoveSubscription
+from syncline.v1.update_feed_pb2 import (
+    Accepted,
+    AddSubscription,
+    DeliveryMode,
+    FeedAction,
+    RemoveSubscription,
+)
 
 MAX_RATE, ON_CHECKPOINT = DeliveryMode.DELIVERY_MODE_MAX_RATE, DeliveryMode.DELIVERY_MODE_ON_CHECKPOINT
 
@@ -89,6 +96,31 @@ async def test_g11_a_token_goes_on_where_it_was(wire, feeds):
         assert not again.copies[1, ""].resets
 
 
+async def test_the_first_checkpoint_is_not_before_the_head_that_was_told(wire, feeds):
+    """Also of a copy that goes on within what the server has at hand, commit by commit."""
+    await push(wire, "books", 1)
+    async with feeds() as feed, feeds() as stays:
+        await feed.add(1, "books")
+        await stays.add(1, "books")
+        await feed.until_exact(1, (1, ""))
+        await stays.until_exact(1, (1, ""))
+        for version in range(1, 5):
+            await push(wire, "books", 1, version=version)
+        await stays.until_exact(5, (1, ""))
+        token = feed.copies[1, ""].token
+        for _ in range(2):  # several commits behind, then at the head
+            await feed.remove(1)
+            feed.accepted.clear()
+            copy = feed.copies[2, ""] = Copy(revision=1 if not feed.copies[2, ""].revision else 5)
+            copy.records.update(feed.copies[1, ""].records)
+            await feed.add(2, "books", token=token)
+            await feed.until(lambda copy=copy: (2, "") in feed.accepted and copy.checkpoints)
+            assert feed.accepted[2, ""].head_revision == 5
+            assert copy.checkpoints[0] == 5
+            feed.copies[1, ""].records = copy.records
+            token = copy.token
+
+
 async def test_from_now_begins_with_a_checkpoint(wire, feeds):
     await push(wire, "books", *range(10))
     async with feeds() as feed:
@@ -144,6 +176,27 @@ async def test_nothing_comes_after_a_remove_was_done(wire, feeds):
         await push(wire, "birds", 1)
         await feed.until_exact(1, (2, ""), (3, ""))
         assert (1, "") not in feed.parts
+
+
+@pytest.mark.parametrize(("text", "cost"), [("v = 1", "INDEXED"), ("v > 0 AND v < 2", "SCANNED")])
+async def test_g07_filtered_copies_share_a_stream(wire, feeds, text, cost):
+    """Each of them exact under its own filter; what stops matching leaves."""
+    await push(wire, "books", *range(20))
+    await push(wire, "books", *range(5), version=1)
+    async with feeds() as feed:
+        await feed.add(1, "books", filter=text)
+        await feed.add(2, "books")
+        await feed.add(3, "b*", filter=text, read_mask={"paths": ["v"]})
+        await feed.until_exact(2, (1, ""), (2, ""), (3, "datasets/books"))
+        await push(wire, "books", 7, version=1)
+        last = await push(wire, "books", 2, version=2)
+        await feed.until_exact(last, (1, ""), (2, ""), (3, "datasets/books"))
+        assert set(feed.copies[1, ""].records) == {"k0", "k1", "k3", "k4", "k7"}
+        assert set(feed.copies[3, "datasets/books"].records) == set(feed.copies[1, ""].records)
+        assert {data for _, data in feed.copies[3, "datasets/books"].records.values()} == {b'{"v":1}'}
+        assert len(feed.copies[2, ""].records) == 20
+        assert Accepted.CostClass.Name(feed.accepted[1, ""].cost_class) == f"COST_CLASS_{cost}"
+        assert not feed.accepted[2, ""].cost_class
 
 
 # -- errors ------------------------------------------------------------------------------------------------

@@ -167,10 +167,12 @@ class Feed:
         min_revision: int = 0,
         selection: Selection | None = None,
         pace: Pace | None = None,
+        first_at_head: bool = False,
     ) -> Subscription:
         """Begin a subscription from a position, or from now on, at ``head`` which was just read; ``close`` it.
 
-        Without either: from nothing. Nothing is sent before ``min_revision``.
+        Without either: from nothing. Nothing is sent before ``min_revision``. ``first_at_head``: the first checkpoint
+        is at the newest revision known now, the progress's ``floor_revision``, or later.
         """
         channel = self._channels.open(dataset, selection)
         channel.hear(dataset.head.revision)
@@ -188,7 +190,9 @@ class Feed:
             if reason is not None:
                 first = channel.maker.reset(start, reason, dataset.head)
             elif min_revision <= channel.newest_revision:
-                _try_ring(channel, progress, start)
+                if first_at_head:
+                    channel.settle()
+                _try_ring(channel, progress, start, first_at_head=first_at_head)
         seconds = self.settings.checkpoint_seconds
         subscription = Subscription(
             channel,
@@ -397,15 +401,20 @@ class _Alone(Host):
         self._woken = False
 
 
-def _try_ring(channel: Channel, progress: Progress, start: Position) -> None:
+def _try_ring(channel: Channel, progress: Progress, start: Position, *, first_at_head: bool) -> None:
     """Spare the store a read when the ring can vouch for a token: it was made at a checkpoint that is in it.
 
     (The ring knows the commit id, and what follows in it is complete, so no purge can concern this copy.)
     """
+    ring = channel.ring
     position = tokens.rebase(start, channel.maker.origin)
-    if position == channel.ring.tail:
-        progress.position = position
-        progress.confirm(channel.ring.head)
-    elif channel.ring.holds(position):
-        progress.position = position
-        progress.confirm()
+    if not ring.holds(position):
+        return
+    if first_at_head:
+        # Each frame in between would bring its own checkpoint; the store folds them into one.
+        follows = ring.follow(position, max_bytes=1)
+        first = follows[0].end if follows else position
+        if first != ring.tail or first is None or first.revision < progress.floor_revision:
+            return
+    progress.position = position
+    progress.confirm(ring.head if position == ring.tail else None)

@@ -406,6 +406,7 @@ class FeedStream:
             min_revision=wanted.min_revision,
             selection=wanted.selection,
             pace=pace_of(wanted),
+            first_at_head=True,
         )
         self._count += 1
         leg.delivery.put(leg)

@@ -25,9 +25,11 @@ SELECT (SELECT count(*) FROM entry
 FROM head WHERE dataset_number = ?1
 """
 _HEADS: Final = """
-SELECT d.dataset_id, d.incarnation, d.number, h.revision, h.commit_id, h.record_count, h.digest, h.commit_time_us,
-       h.purge_revision, h.last_position
-FROM dataset d JOIN head h ON h.dataset_number = d.number WHERE d.dataset_id > ? ORDER BY d.dataset_id LIMIT ?
+SELECT group_concat(dataset_id), group_concat(hex(incarnation)), group_concat(number), group_concat(revision),
+       group_concat(hex(commit_id)), group_concat(record_count), group_concat(hex(digest)),
+       group_concat(commit_time_us), group_concat(purge_revision), group_concat(last_position)
+FROM (SELECT * FROM dataset d JOIN head h ON h.dataset_number = d.number WHERE d.dataset_id > ?
+      ORDER BY d.dataset_id LIMIT ?)
 """
 _TIMES: Final = """
 SELECT group_concat(ifnull(
@@ -73,8 +75,25 @@ def list_heads(
     connection: sqlite3.Connection, *, after: str, limit: int
 ) -> Sequence[tuple[str, bytes, int, Head]]:
     """Read the heads of datasets in the order of their ids."""
-    rows = connection.execute(_HEADS, (after, limit)).fetchall()
-    return [(row[0], row[1], row[2], head_of(row[3:])) for row in rows]
+    ids, incarnations, *columns = connection.execute(_HEADS, (after, limit)).fetchone()
+    if ids is None:
+        return []
+    numbers, revisions, commit_ids, counts, digests, times, purged, positions = columns
+    rows = zip(
+        integers(revisions),
+        _blobs(commit_ids),
+        integers(counts),
+        _blobs(digests),
+        integers(times),
+        integers(purged),
+        integers(positions),
+        strict=True,
+    )
+    return list(zip(ids.split(","), _blobs(incarnations), integers(numbers), map(head_of, rows), strict=True))
+
+
+def _blobs(column: str) -> list[bytes]:
+    return list(map(bytes.fromhex, column.split(",")))
 
 
 def revision_times(
