@@ -2,7 +2,8 @@
 
 28,000 airports are loaded by a replace session while a second process follows; a second edition with a few real
 edits goes in and only those arrive; the server is killed in the middle of a third load and started again; at
-the end the follower's copy, the producer's set and the server are proven equal by digest.
+the end the follower's copy, the producer's set and the server are proven equal by digest. Then the live half, in
+`demo_live.py`: a replica in a file, a filtered copy, a sensor over a link that is cut ten times, a mirror.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import airportsdata
 import msgspec
+from demo_live import live_scenes
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -246,6 +248,7 @@ async def demo() -> None:
                 Follower(server.address, key).running() as follower,
             ):
                 await scenes(client, follower, server, (first, second, third))
+                await live_scenes(client, server.address, key, Path(directory), tell)
         finally:
             await server.stop(signal.SIGTERM)
 
