@@ -7,10 +7,12 @@
      |                               LIMIT_EXCEEDED, REQUEST_ID_REUSED, SCHEMA_INVALID, FILTER_INVALID
      +-- Unauthenticated             KEY_MISSING, KEY_INVALID
      +-- PermissionDenied            PERMISSION_DENIED, SESSION_INVALID
-     +-- NotFound                    DATASET_NOT_FOUND, SOURCE_NOT_FOUND, KEY_NOT_FOUND, RECORD_NOT_FOUND
+     +-- NotFound                    DATASET_NOT_FOUND, SOURCE_NOT_FOUND, KEY_NOT_FOUND, RECORD_NOT_FOUND,
+     |                               PRODUCER_NOT_FOUND, REPLICA_NOT_FOUND
      +-- AlreadyExists               DATASET_EXISTS, SOURCE_EXISTS
      +-- FailedPrecondition          SOURCE_DISABLED, REQUEST_ID_EXPIRED, IDENTITY_IN_USE,
-     |                               IDENTITY_NOT_ADDRESSABLE, MASS_DELETE, SESSION_INCOMPLETE
+     |                               IDENTITY_NOT_ADDRESSABLE, MASS_DELETE, SESSION_INCOMPLETE,
+     |                               PRODUCER_FENCED
      +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED, SESSION_CONFLICT
      +-- OutOfRange                  SEQUENCE_GAP
      +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS,

@@ -283,8 +283,9 @@ class ProducerStream:
 
     def close(self) -> None:
         """The peer is gone: what is not with the store yet is forgotten."""
-        if self._attempt is not None and self._attempt.verdict is not None:
-            self._attempt.verdict.cancel()
+        verdict = None if self._attempt is None else self._attempt.verdict
+        if verdict is not None and not verdict.cancel() and not verdict.cancelled():
+            verdict.exception()  # it came, and nobody is there to be told
         self._shrink(self._backlog.drop)
 
     # -- what goes out ------------------------------------------------------------------------------------
