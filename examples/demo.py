@@ -20,11 +20,11 @@ from pathlib import Path
 
 import airportsdata
 import msgspec
-from demo_live import live_scenes
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import syncline
+from examples.demo_live import live_scenes
 
 SCHEMA = {
     "type": "object",
@@ -136,7 +136,13 @@ class Follower:
         """Run it while the block lasts."""
         environment = os.environ | {"SYNCLINE_KEY": self._key}
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, "follow", self._address, stdout=asyncio.subprocess.PIPE, env=environment
+            sys.executable,
+            "-m",
+            "examples.demo",
+            "follow",
+            self._address,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
         )
         try:
             yield self
