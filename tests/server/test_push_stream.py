@@ -124,12 +124,23 @@ async def test_g6_a_new_epoch_ends_the_stream_of_the_old(home):
         assert (new.opened.last_sequence, new.opened.previous_last_sequence) == (1, 1)
         refused = await old.refused()
         assert (refused.code, refused.reason) == ("FAILED_PRECONDITION", "PRODUCER_FENCED")
+        assert refused.metadata["epoch"] == str(new.opened.epoch)
         await new.send(2, [reading("b")])
         assert (await new.ack()).revision == 2
         async with push_call(home.wire) as late:
             with pytest.raises(grpc.aio.AioRpcError) as fenced:
                 await late.open("p", epoch=old.opened.epoch)
             assert Refused(fenced.value).reason == "PRODUCER_FENCED"
+
+
+async def test_an_epoch_of_a_lost_history_is_refused_with_the_one_that_is_known(home):
+    """After a restore: a producer sees from the lower epoch that it was not fenced by a newer start."""
+    async with push_call(home.wire) as push, push_call(home.wire) as lost:
+        await push.open("p")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await lost.open("p", epoch=push.opened.epoch + 5)
+        refused = Refused(error.value)
+        assert (refused.reason, refused.metadata["epoch"]) == ("PRODUCER_FENCED", str(push.opened.epoch))
 
 
 async def test_two_streams_of_one_epoch_apply_each_number_once(home):

@@ -165,17 +165,18 @@ class ProducerStreams:
 
     def _fence_older(self, producer: Producer) -> None:
         """End the streams of earlier epochs at once; the store refuses what they still bring in any case."""
-        self._fence(
-            producer, f"producer {producer.producer_id!r} was opened again, with epoch {producer.epoch}"
-        )
+        message = f"producer {producer.producer_id!r} was opened again, with epoch {producer.epoch}"
+        self._fence(producer, message, epoch=producer.epoch)
 
     def deleted(self, producer: Producer) -> None:
         """Hear that a producer was forgotten: its streams end."""
         self._fence(producer, f"producer {producer.producer_id!r} was deleted")
 
-    def _fence(self, producer: Producer, message: str) -> None:
+    def _fence(self, producer: Producer, message: str, **metadata: int) -> None:
         for stream in self._streams.get(producer.number, ()):
-            stream.end(FailedPrecondition("PRODUCER_FENCED", message, producer=producer.producer_id))
+            stream.end(
+                FailedPrecondition("PRODUCER_FENCED", message, producer=producer.producer_id, **metadata)
+            )
 
     def _forget(self, stream: "ProducerStream") -> None:
         stream.close()
