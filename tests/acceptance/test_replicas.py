@@ -208,6 +208,18 @@ async def test_t67_two_processes_one_file(shared_server, client, things, tmp_pat
             await keeper.communicate()
 
 
+async def test_filtered_copy_reads_its_writes_before_the_next_checkpoint(client, things, tmp_path):
+    """Also those that its filter does not concern, of which it would hear within 10 s."""
+    await things.push([{"id": "a", "v": 1}])
+    async with things.replica(tmp_path / "t.db", filter="v > 5") as replica:
+        await replica.ready(timeout_seconds=20)
+        result = await things.push([{"id": "b", "v": 2}])
+        await replica.wait_for(result.revision, timeout_seconds=4)
+        result = await things.push([{"id": "c", "v": 7}])
+        await replica.wait_for(result.revision, timeout_seconds=4)
+        assert list(replica) == ["c"]
+
+
 async def test_of_a_dataset_that_is_deleted_it_stops(client, things):
     async with things.replica() as replica:
         await replica.ready(timeout_seconds=20)

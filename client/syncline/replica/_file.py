@@ -113,6 +113,10 @@ class FileCopy(Generic[T]):
     async def _close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+        if self._flight is not None:
+            await asyncio.wait((self._flight,))
+            if not self._flight.cancelled():
+                self._flight.exception()  # the next add or settle would have raised it
         if self._thread is not None:
             if self._writer is not None:
                 await asyncio.shield(self._run(self._writer.close))

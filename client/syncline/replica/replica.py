@@ -1,7 +1,9 @@
 """``Dataset.replica``: an exact copy that keeps itself."""
 
 import asyncio
+import contextlib
 import enum
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -28,6 +30,9 @@ _PAUSE_SECONDS: Final = 0.2
 
 _LOOK_SECONDS: Final = 0.05
 """How often a read-only replica looks whether there is something new."""
+
+_PATIENCE_SECONDS: Final = 0.25
+"""How long a filtered replica waits for a revision before it asks."""
 
 _TAKE_OVER_SECONDS: Final = 1.0
 """How often it tries whether the writing process is gone."""
@@ -339,11 +344,21 @@ class Replica(Generic[T]):
 
     async def wait_for(self, revision: int, *, timeout_seconds: float | None = None) -> None:
         """Wait until it has a revision, such as that of a push. Raises StaleData, ReplicaStopped."""
-        await self._until(
-            lambda: self.is_complete and self.revision >= revision,
-            timeout_seconds,
-            f"it has not reached revision {revision}",
-        )
+
+        def is_reached() -> bool:
+            return self.is_complete and self.revision >= revision
+
+        missing = f"it has not reached revision {revision}"
+        patience = _PATIENCE_SECONDS if timeout_seconds is None else min(timeout_seconds, _PATIENCE_SECONDS)
+        if self._origin.selection.filter and patience < (timeout_seconds or math.inf):
+            # Of a revision that its filter does not concern it would hear at the next checkpoint only, up to 10 s later.
+            with contextlib.suppress(StaleData):
+                await self._until(is_reached, patience, missing)
+                return
+            if self.state is ReplicaState.LIVE and self._follower is not None:
+                await self._follower.look_again()
+            timeout_seconds = None if timeout_seconds is None else timeout_seconds - patience
+        await self._until(is_reached, timeout_seconds, missing)
 
     async def fresh(self, max_age: timedelta, *, timeout_seconds: float = FRESH_TIMEOUT_SECONDS) -> None:
         """Make sure that it was the same as the dataset at most ``max_age`` before this call.
