@@ -17,8 +17,9 @@ from syncline_server.clock import SystemClock
 from syncline_server.errors import NotFound
 from syncline_server.feed.delivery import DeliveryMode, Wanted
 from syncline_server.feed.feed import Feed
+from syncline_server.feed.outbox import READ_AHEAD_BYTES
 from syncline_server.feed.settings import FeedSettings
-from syncline_server.feed.streams import READ_AHEAD_BYTES, FeedStream
+from syncline_server.feed.streams import FeedStream
 from syncline_server.feed.subscription import Subscription
 from syncline_server.model import Principal, Role
 from syncline_server.rpc.frames import ProtobufEncoder
@@ -138,7 +139,7 @@ async def test_an_idle_subscription_costs_less_than_1_kib(home):
             begun, _ = tracemalloc.get_traced_memory()
             for number in range(1_001, 2_001):
                 await stream.add(Wanted(subscription_id=number, dataset_id="books", credit_bytes=1 << 30))
-            while stream._ready or stream._reading:
+            while not stream._outbox.is_empty or stream._outbox.reading:
                 await anext(reader.messages)
             gc.collect()
             grown = tracemalloc.get_traced_memory()[0] - begun
@@ -161,8 +162,10 @@ async def test_g17_a_stream_that_is_not_read_holds_little(home):
             # Nobody asks for the next message for a while.
             for _ in range(20):
                 await asyncio.sleep(0)
-            assert sum(stream._reading.values()) <= READ_AHEAD_BYTES
-            finished = [leg.subscription._read for leg in stream._reading if leg.subscription._read.done()]
+            assert sum(stream._outbox.reading.values()) <= READ_AHEAD_BYTES
+            finished = [
+                leg.subscription._read for leg in stream._outbox.reading if leg.subscription._read.done()
+            ]
             assert sum(len(read.result().body) for read in finished) <= READ_AHEAD_BYTES + (64 << 10)
         assert reader.largest <= 2 * home.feed.settings.message_bytes + (64 << 10)
 
@@ -218,7 +221,7 @@ async def test_credit_that_runs_out_gives_up_the_page_that_was_read_ahead(home):
             await stream.add(Wanted(subscription_id=number, dataset_id="books", credit_bytes=1))
         await stream.add(Wanted(subscription_id=9, dataset_id="books", credit_bytes=1 << 30))
         await reader.until(lambda: reader.exact(9))
-        assert not stream._reading
+        assert not stream._outbox.reading
         for number in range(1, 6):
             stream.grant(number, 1 << 30)
         await reader.until(lambda: reader.exact(*range(1, 6)))
@@ -289,7 +292,7 @@ async def test_a_removed_subscription_leaves_nothing_behind(home):
             stream.remove(number)
         channel = home.feed._channels.open(home.dataset, None)
         assert (len(stream), channel.users, len(channel.followers), len(channel._waiters)) == (0, 0, 0, 0)
-        assert not stream._reading
+        assert not stream._outbox.reading
 
 
 @pytest.mark.parametrize(

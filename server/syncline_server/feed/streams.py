@@ -1,14 +1,7 @@
-"""One stream with many subscriptions.
-
-Everything waits in the subscriptions themselves until the stream can be written to: then those that were woken are
-polled, round and round, until a message is full. While a write is blocked nothing is polled and nothing is encoded,
-so what the stream holds is the message on its way, and pages up to ``READ_AHEAD_BYTES`` that were read for it.
-"""
+"""One stream with many subscriptions: what its client asks, and what becomes of it."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from syncline_server.catalog.catalog import Catalog
@@ -22,107 +15,12 @@ from syncline_server.errors import (
 from syncline_server.feed.abc import PartEncoder
 from syncline_server.feed.delivery import OnCheckpoint, Wanted, pace_of
 from syncline_server.feed.feed import Feed
-from syncline_server.feed.subscription import Host, Subscription
+from syncline_server.feed.outbox import Delivery, Leg, Outbox
 from syncline_server.feed.tokens import Position
 from syncline_server.feed.uptake import Uptake
 from syncline_server.model import Dataset, Head, Principal, Role
 
-READ_AHEAD_BYTES: Final = 512 << 10
-"""Pages that are read, or wait to be sent, for all subscriptions of a stream together; one in any case."""
-
-_POLLS_AT_ONCE: Final = 1_000
-"""Subscriptions looked at without a break."""
-
 _LIST_DATASETS: Final = 1_000
-
-
-class _Leg(Host):
-    """A subscription's part in one dataset, or the news that there is none."""
-
-    __slots__ = (
-        "accepted",
-        "address",
-        "dataset_id",
-        "delivery",
-        "error",
-        "number",
-        "queued",
-        "stream",
-        "subscription",
-    )
-
-    def __init__(self, stream: "FeedStream", delivery: "_Delivery", dataset_id: str, address: bytes) -> None:
-        self.stream = stream
-        self.delivery = delivery
-        self.dataset_id = dataset_id
-        self.address = address
-        self.number = 0
-        self.subscription: Subscription | None = None
-        self.error: Exception | None = None
-        self.accepted = False
-        """The client was told that it has begun."""
-        self.queued = False
-
-    def wake(self) -> None:
-        """See Host."""
-        if not self.queued:
-            self.queued = True
-            self.stream.enqueue(self)
-
-    def ask_read(self, subscription: Subscription) -> None:
-        """See Host."""
-        del subscription
-        self.stream.ask_read(self)
-
-    def end_read(self, subscription: Subscription) -> None:
-        """See Host."""
-        del subscription
-        self.stream.end_read(self)
-
-
-class _Delivery:
-    """One AddSubscription that is in force."""
-
-    __slots__ = ("credit_bytes", "ended", "leg", "legs", "tokens", "wanted")
-
-    def __init__(self, wanted: Wanted, *, credit_bytes: int) -> None:
-        # It lives long, so without what is used only in the beginning.
-        self.wanted = replace(wanted, token=b"", tokens=None) if wanted.token or wanted.tokens else wanted
-        self.credit_bytes = credit_bytes
-        """What may still be sent; below 0 after the last part went beyond it."""
-        self.leg: _Leg | None = None
-        """Of one dataset. There are many of these, and a dictionary is as large as all the rest."""
-        self.legs: dict[str, _Leg] | None = None if wanted.dataset_id else {}
-        """With a prefix, by dataset id."""
-        self.ended: set[int] | None = None
-        """With a prefix: datasets that ended with an error, and are not to begin again by themselves."""
-        self.tokens = dict(wanted.tokens) if wanted.tokens else None
-        """Those that were not used yet."""
-
-    def __iter__(self) -> Iterator[_Leg]:
-        if self.legs is not None:
-            return iter(tuple(self.legs.values()))
-        return iter(() if self.leg is None else (self.leg,))
-
-    def get(self, dataset_id: str) -> _Leg | None:
-        """Its part in a dataset; empty: in the one that it is of."""
-        if self.legs is not None:
-            return self.legs.get(dataset_id)
-        return self.leg if dataset_id in {"", self.wanted.dataset_id} else None
-
-    def put(self, leg: _Leg) -> None:
-        """Take a part in."""
-        if self.legs is None:
-            self.leg = leg
-        else:
-            self.legs[leg.dataset_id] = leg
-
-    def drop(self, leg: _Leg) -> None:
-        """Let go of a part, unless another one has its place."""
-        if self.leg is leg:
-            self.leg = None
-        elif self.legs is not None and self.legs.get(leg.dataset_id) is leg:
-            del self.legs[leg.dataset_id]
 
 
 class FeedStream:
@@ -141,17 +39,12 @@ class FeedStream:
         self._feed = feed
         self._catalog = catalog
         self._encoder = encoder
-        self._clock = clock
         self._settings = feed.settings
         self._principal = principal
         self._uptake = uptake
-        self._deliveries: dict[int, _Delivery] = {}
+        self._outbox = Outbox(encoder, clock, feed.settings, self._end)
+        self._deliveries: dict[int, Delivery] = {}
         self._count = 0
-        self._ready: deque[_Leg] = deque()
-        self._to_read: dict[_Leg, None] = {}
-        self._reading: dict[_Leg, int] = {}
-        self._waiter: asyncio.Future[None] | None = None
-        self._room = asyncio.Event()
         self._failure: Exception | None = None
         self._draining = False
         self._asks_no_more = False
@@ -168,9 +61,9 @@ class FeedStream:
 
         Raises ResourceExhausted(TOO_MANY_SUBSCRIPTIONS).
         """
-        await self._room_for_more()
+        await self._outbox.room()
         self.remove(wanted.subscription_id)
-        delivery = _Delivery(wanted, credit_bytes=wanted.credit_bytes or self._settings.credit_bytes)
+        delivery = Delivery(wanted, credit_bytes=wanted.credit_bytes or self._settings.credit_bytes)
         self._deliveries[wanted.subscription_id] = delivery
         await self._begin(delivery, wanted.token)
 
@@ -178,7 +71,7 @@ class FeedStream:
         """End a subscription, or one that cannot begin, with an error."""
         delivery = self._deliveries.get(subscription_id)
         if delivery is None:
-            delivery = _Delivery(Wanted(subscription_id=subscription_id), credit_bytes=0)
+            delivery = Delivery(Wanted(subscription_id=subscription_id), credit_bytes=0)
         self.remove(subscription_id)
         self._tell(delivery, "", error)
 
@@ -222,26 +115,23 @@ class FeedStream:
         stood = delivery.credit_bytes <= 0
         delivery.credit_bytes += credit_bytes
         if stood and delivery.credit_bytes > 0:
-            for leg in delivery:
-                if leg.subscription is not None and leg.subscription.wants_read:
-                    self._to_read[leg] = None
-                leg.wake()
+            self._outbox.resume(delivery)
 
     def ask_no_more(self) -> None:
         """The client asks nothing more: what it has goes on, and where it has nothing the stream ends."""
         self._asks_no_more = True
-        self._wake()
+        self._outbox.wake()
 
     @property
     def is_over(self) -> bool:
         """Whether nothing can come of it any more."""
-        return self._asks_no_more and not self._deliveries and not self._ready
+        return self._asks_no_more and not self._deliveries and self._outbox.is_empty
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error."""
         if self._failure is None:
             self._failure = error
-            self._wake()
+            self._outbox.wake()
 
     def still_allowed(self, principal: Principal) -> bool:
         """Hear what the key may do now; whether the stream may go on at all."""
@@ -266,7 +156,7 @@ class FeedStream:
                 draining = self._draining
                 if self._failure is not None:
                     raise self._failure
-                message = self._collect()
+                message = self._outbox.collect()
                 if message:
                     yield message
                 if draining:
@@ -274,15 +164,15 @@ class FeedStream:
                 if self.is_over:
                     return
                 if not message:
-                    await self._wait()
-        for message in self._last_messages():
+                    await self._outbox.wait()
+        for message in self._outbox.last_messages(self._deliveries.values()):
             yield message
         yield self._encoder.going_away()
 
     def drain(self) -> None:
         """See Drainable."""
         self._draining = True
-        self._wake()
+        self._outbox.wake()
 
     async def aclose(self) -> None:
         """End all subscriptions."""
@@ -298,7 +188,7 @@ class FeedStream:
 
     # -- beginning and ending -----------------------------------------------------------------------------
 
-    async def _begin(self, delivery: _Delivery, token: bytes = b"") -> None:
+    async def _begin(self, delivery: Delivery, token: bytes = b"") -> None:
         wanted = delivery.wanted
         try:
             if wanted.dataset_id:
@@ -312,7 +202,7 @@ class FeedStream:
         except Exception as error:  # noqa: BLE001 - the fence between subscriptions
             self.refuse(wanted.subscription_id, error)
 
-    def _begin_later(self, delivery: _Delivery) -> None:
+    def _begin_later(self, delivery: Delivery) -> None:
         async def begin() -> None:
             try:
                 await self._begin(delivery)
@@ -323,7 +213,7 @@ class FeedStream:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _add_one(self, delivery: _Delivery, token: bytes) -> None:
+    async def _add_one(self, delivery: Delivery, token: bytes) -> None:
         wanted = delivery.wanted
         if not self._principal.may_read(wanted.dataset_id):
             raise _forbidden(wanted.dataset_id)
@@ -332,10 +222,12 @@ class FeedStream:
         head = None
         if wanted.from_now or wanted.min_revision or not self._feed.follows(dataset.number):
             head = await self._feed.learn_head(dataset, wanted.selection)
-        leg = _Leg(self, delivery, wanted.dataset_id, self._encoder.address(wanted.subscription_id, ""))
+        leg = Leg(
+            self._outbox, delivery, wanted.dataset_id, self._encoder.address(wanted.subscription_id, "")
+        )
         self._open(leg, dataset, start, from_now=head if wanted.from_now else None)
 
-    async def _add_all(self, delivery: _Delivery) -> None:
+    async def _add_all(self, delivery: Delivery) -> None:
         """Follow every dataset with the prefix that the key may read, and those that are created later."""
         if self._principal.role is Role.PUSH:
             raise _forbidden(delivery.wanted.prefix + "*")
@@ -367,7 +259,7 @@ class FeedStream:
                 except ResourceExhausted as error:
                     self.fail(error)
 
-    def _follow(self, delivery: _Delivery, dataset: Dataset) -> None:
+    def _follow(self, delivery: Delivery, dataset: Dataset) -> None:
         """Follow a dataset with the prefix, unless that is done or it is not for this key."""
         dataset_id, wanted = dataset.dataset_id, delivery.wanted
         if not self._principal.may_read(dataset_id) or dataset.number in (delivery.ended or ()):
@@ -377,7 +269,9 @@ class FeedStream:
             if known.number == dataset.number:
                 return
             self._end(known, _not_found(dataset_id))
-        leg = _Leg(self, delivery, dataset_id, self._encoder.address(wanted.subscription_id, dataset_id))
+        leg = Leg(
+            self._outbox, delivery, dataset_id, self._encoder.address(wanted.subscription_id, dataset_id)
+        )
         token = delivery.tokens.pop(dataset_id, b"") if delivery.tokens else b""
         try:
             start = self._feed.decode(token)
@@ -388,7 +282,7 @@ class FeedStream:
             leg.number = dataset.number
             self._end(leg, error)
 
-    def _open(self, leg: _Leg, dataset: Dataset, start: Position | None, *, from_now: Head | None) -> None:
+    def _open(self, leg: Leg, dataset: Dataset, start: Position | None, *, from_now: Head | None) -> None:
         wanted = leg.delivery.wanted
         if self._count >= self._settings.subscriptions_per_stream:
             raise ResourceExhausted(
@@ -414,15 +308,18 @@ class FeedStream:
             self._uptake.connected(dataset.number, wanted.replica_id, self._principal.key_id, held)
         leg.wake()
 
-    def _tell(self, delivery: _Delivery, dataset_id: str, error: Exception) -> None:
+    def _tell(self, delivery: Delivery, dataset_id: str, error: Exception) -> None:
         """Send an error of a subscription, or of a dataset of it, that is not there any more."""
-        leg = _Leg(
-            self, delivery, dataset_id, self._encoder.address(delivery.wanted.subscription_id, dataset_id)
+        leg = Leg(
+            self._outbox,
+            delivery,
+            dataset_id,
+            self._encoder.address(delivery.wanted.subscription_id, dataset_id),
         )
         leg.error = error
         leg.wake()
 
-    def _end(self, leg: _Leg, error: Exception) -> None:
+    def _end(self, leg: Leg, error: Exception) -> None:
         """End a leg with an error, which is sent when there is room."""
         self._close(leg)
         delivery = leg.delivery
@@ -434,137 +331,16 @@ class FeedStream:
         leg.error = error
         leg.wake()
 
-    def _close(self, leg: _Leg) -> None:
+    def _close(self, leg: Leg) -> None:
         if leg.subscription is None:
             return
         self._feed.close(leg.subscription)
         leg.subscription = None
         self._count -= 1
-        self._to_read.pop(leg, None)
+        self._outbox.forget(leg)
         replica_id = leg.delivery.wanted.replica_id
         if self._uptake is not None and replica_id:
             self._uptake.disconnected(leg.number, replica_id)
-
-    # -- sending ------------------------------------------------------------------------------------------
-
-    def enqueue(self, leg: _Leg) -> None:
-        """Poll a leg when there is room."""
-        self._ready.append(leg)
-        self._wake()
-
-    def _collect(self) -> bytes:
-        """One message of whatever is ready; empty: there is nothing."""
-        now = self._clock.monotonic()
-        chunks: list[bytes] = []
-        size = polls = 0
-        ready = self._ready
-        while ready and size < self._settings.message_bytes and polls < _POLLS_AT_ONCE:
-            leg = ready.popleft()
-            leg.queued = False
-            polls += 1
-            bodies = self._bodies(leg, now)
-            if bodies:
-                size += self._add_part(chunks, bodies, leg)
-        self._begin_reads()
-        self._room.set()
-        return b"".join(chunks)
-
-    def _bodies(self, leg: _Leg, now: float) -> Sequence[bytes]:
-        if leg.error is not None:
-            error, leg.error = leg.error, None
-            return (self._encoder.error(error),)
-        subscription = leg.subscription
-        if subscription is None:
-            return ()
-        bodies: Sequence[bytes] = ()
-        try:
-            if not leg.accepted:
-                leg.accepted = True
-                bodies = (self._accepted(leg, subscription),)
-            if leg.delivery.credit_bytes <= 0:
-                subscription.give_up_read()
-                return bodies
-            sent = subscription.poll(now)
-        except Exception as error:  # noqa: BLE001 - the fence between subscriptions
-            self._end(leg, error)
-            return bodies
-        if sent:
-            if not subscription.waits:
-                leg.wake()  # there may be more
-            return (*bodies, *sent)
-        return bodies
-
-    def _accepted(self, leg: _Leg, subscription: Subscription) -> bytes:
-        selection = leg.delivery.wanted.selection
-        return self._encoder.accepted(
-            subscription.progress.floor_revision,
-            cost_class=0 if selection is None else selection.cost_class,
-            unverified=subscription.channel.unverified,
-        )
-
-    def _add_part(self, chunks: list[bytes], bodies: Sequence[bytes], leg: _Leg) -> int:
-        size = sum(map(len, bodies)) + len(leg.address)
-        chunks.append(self._encoder.begin(size))
-        chunks.extend(bodies)
-        chunks.append(leg.address)
-        leg.delivery.credit_bytes -= size
-        return size
-
-    def _last_messages(self) -> Iterator[bytes]:
-        """Last checkpoints of all copies that are exact."""
-        chunks: list[bytes] = []
-        size = 0
-        for delivery in self._deliveries.values():
-            for leg in delivery:
-                last = leg.subscription.going_away if leg.subscription and delivery.credit_bytes > 0 else None
-                if last is not None and leg.accepted:
-                    size += self._add_part(chunks, (last,), leg)
-                if size >= self._settings.message_bytes:
-                    yield b"".join(chunks)
-                    chunks, size = [], 0
-        if chunks:
-            yield b"".join(chunks)
-
-    # -- reading ------------------------------------------------------------------------------------------
-
-    def ask_read(self, leg: _Leg) -> None:
-        """Read for this leg when its turn comes; polling it asked for that."""
-        self._to_read[leg] = None
-
-    def end_read(self, leg: _Leg) -> None:
-        """Hear that a page has been taken or given up."""
-        self._reading.pop(leg, None)
-
-    def _begin_reads(self) -> None:
-        while self._to_read:
-            leg = next(iter(self._to_read))
-            subscription = leg.subscription
-            if subscription is not None and leg.delivery.credit_bytes > 0:
-                page_bytes = subscription.progress.page_bytes
-                if self._reading and sum(self._reading.values()) + page_bytes > READ_AHEAD_BYTES:
-                    return
-                self._reading[leg] = page_bytes
-                subscription.begin_read()
-            del self._to_read[leg]
-
-    # -- waiting ------------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def _wait(self) -> None:
-        if self._ready:
-            await asyncio.sleep(0)  # there were too many to look at without a break
-            return
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    async def _room_for_more(self) -> None:
-        """Wait while what the client was not told yet grows beyond what it may ask for."""
-        while len(self._ready) > 2 * self._settings.subscriptions_per_stream:
-            self._room.clear()
-            await self._room.wait()
 
 
 def before_prefix(prefix: str) -> str:
