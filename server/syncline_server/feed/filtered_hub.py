@@ -7,7 +7,8 @@ from typing import Final
 from syncline_server.errors import SynclineError, Unavailable
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import judge_page, read_page
-from syncline_server.feed.filtered_members import Ledger, MemberRoom, Members, State, Stretch
+from syncline_server.feed.filtered_ledger import Ledger, Stretch
+from syncline_server.feed.filtered_members import MemberRoom, Members, State
 from syncline_server.feed.frames import FrameMaker
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.tokens import Position
@@ -275,6 +276,9 @@ class Hub:
             ledger.admit(newcomers, page.head)
         self._moving = False
         self._arrive(self._moved)
+        await self._tell_counted()
+
+    async def _tell_counted(self) -> None:
         for number, arrival in enumerate(tuple(self._counted), 1):
             if not arrival.done():
                 arrival.set_result(None)
