@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import syncline
@@ -182,6 +182,8 @@ async def copy_of(feed: UpdateFeed, dataset: str) -> tuple[dict[str, bytes], int
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(lies=[("a batch is missing", 2)])
+@example(lies=[("two the other way round", 1), ("a batch twice", 3)])
 @given(lies=st.lists(st.tuples(st.sampled_from(sorted(LIES)), st.integers(0, 6)), max_size=5))
 def test_g07_t122_what_a_liar_says_is_never_shown(lies: list[tuple[str, int]]) -> None:
     """G7, G8, T122."""

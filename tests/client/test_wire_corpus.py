@@ -6,7 +6,7 @@ other. A new field gets a new entry.
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ import pytest
 
 import syncline
 from syncline import Checkpoint, Delete, Put, Reset
+from syncline._subscription import Terms
 
 SUBSCRIBE_RESPONSE = bytes.fromhex(
     "0a0e1a0c08021208726573746f7265640a410a3f10031801220445474c4c22044b4c41582a077b2276223a317d2a00320202033a10"
@@ -37,6 +38,25 @@ STATUS_DETAILS = bytes.fromhex(
 PUSH_REQUEST = bytes.fromhex("0a1464617461736574732f642f736f75726365732f7312027b7d1a02100720012a24")
 SUBSCRIBE_REQUEST = bytes.fromhex("0a0a64617461736574732f641203746f6b2004")
 
+# The live part.
+UPDATE_FEED_RESPONSE = bytes.fromhex(
+    "0a660a3d0a3b1003220445474c4c22044b4c41582a077b2276223a317d2a00320202033a108080f9c0c1c482038180f9c0c1"
+    "c48203420201035204746f6b3158040a1d121b080310ffffffffffffffffff0122060880e2cfaa062a04746f6b3210012204"
+    "080310010a6210022a5e0805120f6e6f207375636820646174617365741a490a28747970652e676f6f676c65617069732e63"
+    "6f6d2f676f6f676c652e7270632e4572726f72496e666f121d0a11444154415345545f4e4f545f464f554e44120873796e63"
+    "6c696e65"
+)
+GOING_AWAY = bytes.fromhex("12060a0408011005")
+DATASET_SEEN = bytes.fromhex("0a1310031a0b64617461736574732f643122021801")
+UPDATE_FEED_REQUEST = bytes.fromhex(
+    "0a340a320801120a64617461736574732f641a03746f6b320576203e20313a030a017640024a02080250045a066465736b2d"
+    "31608020"
+)
+OPENED = bytes.fromhex("0a0908071029182820e807")
+READINGS_ACK = bytes.fromhex("121c082b1009182a220201082a10080112022f781a047479706522026e6f")
+OPEN_PRODUCER = bytes.fromhex("0a1a0a1464617461736574732f642f736f75726365732f7312027031")
+READINGS = bytes.fromhex("1215082a12077b2278223a317d12087b2278223a22227d")
+
 
 class RawServer:
     """Answers with bytes and keeps the bytes that it was sent."""
@@ -44,6 +64,9 @@ class RawServer:
     def __init__(self) -> None:
         self.answers: dict[str, bytes | None] = {}
         self.received: dict[str, bytes] = {}
+        self.dialogues: dict[str, list[list[bytes]]] = {}
+        """What is answered to the n-th message of a stream of both directions."""
+        self.heard: dict[str, list[bytes]] = {}
         self.address = ""
 
     def service(self, details: Any) -> grpc.RpcMethodHandler:
@@ -62,6 +85,15 @@ class RawServer:
             await context.write(self.answers[method])
             await asyncio.Event().wait()
 
+        async def talk(requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            answers = iter(self.dialogues[method])
+            async for request in requests:
+                self.heard.setdefault(method, []).append(request)
+                for answer in next(answers, ()):
+                    await context.write(answer)
+
+        if method in self.dialogues:
+            return grpc.stream_stream_rpc_method_handler(talk)
         if method == "Subscribe":
             return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(unary)
@@ -143,3 +175,64 @@ async def test_t70_error(raw: RawServer) -> None:
     assert caught.value.violations == (
         syncline.Violation(index=0, pointer="/x", keyword="type", message="no"),
     )
+
+
+async def test_t70_update_feed(raw: RawServer) -> None:
+    raw.dialogues["UpdateFeed"] = [[UPDATE_FEED_RESPONSE, DATASET_SEEN, GOING_AWAY]]
+    terms = Terms(
+        filter="v > 1",
+        fields=["v"],
+        mode="max_rate",
+        min_interval=timedelta(seconds=2),
+        min_revision=4,
+        replica_id="desk-1",
+        window_bytes=4_096,
+    )
+    async with syncline.connect(raw.address, key="k") as client:
+        updates = client.connection.updates
+        subscription = updates.subscribe("d", decode=bytes, token=b"tok", terms=terms)
+        other = updates.subscribe("e", decode=bytes)
+        datasets = updates.datasets("d")
+        async with asyncio.timeout(10):
+            batch, exact = await subscription.next_part(), await subscription.next_part()
+            with pytest.raises(syncline.NotFound, match="no such dataset") as caught:
+                await other.next_part()
+            seen = await anext(datasets)
+            while updates._going_away_seconds is None:
+                await asyncio.sleep(0)
+        assert updates._going_away_seconds == pytest.approx(1.000000005)
+
+    assert raw.heard["UpdateFeed"][0].startswith(UPDATE_FEED_REQUEST)
+    assert isinstance(batch, syncline.ChangeBatch)
+    put, remove = batch
+    assert isinstance(put, Put)
+    assert remove == syncline.Remove(
+        record_id="KLAX",
+        revision=3,
+        commit_time_us=1_700_000_000_000_001,
+        reason=syncline.ChangeReason.API,
+        token=b"tok1",
+    )
+    assert (put.json, batch.folded, subscription.head_revision) == (b'{"v":1}', 4, 3)
+    assert isinstance(exact, Checkpoint)
+    assert (exact.record_count, exact.digest, exact.token) == (-1, b"", b"tok2")
+    assert caught.value.reason == "DATASET_NOT_FOUND"
+    assert (seen.dataset, seen.is_there) == ("d1", True)
+
+
+async def test_t70_push_stream(raw: RawServer) -> None:
+    raw.dialogues["PushStream"] = [[OPENED], [READINGS_ACK]]
+    async with syncline.connect(raw.address, key="k") as client:
+        async with client.dataset("d").producer("p1", source="s") as sensor:
+            await sensor.ready()
+            sensor.send({"x": 1})
+            sensor.send({"x": ""})
+            with pytest.raises(syncline.RefusedReadings) as caught:
+                await sensor.flush()
+            stats = sensor.stats
+
+    assert raw.heard["PushStream"] == [OPEN_PRODUCER, READINGS]
+    assert (stats.epoch, stats.last_sequence, stats.revision, stats.durable) == (7, 43, 9, 1)
+    (refused,) = caught.value.refused
+    assert (refused.sequence, refused.json) == (43, b'{"x":""}')
+    assert refused.violations == (syncline.Violation(index=0, pointer="/x", keyword="type", message="no"),)
