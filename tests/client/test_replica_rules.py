@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import syncline
@@ -190,8 +190,17 @@ class House:
         return {record_id: (data, revision) for record_id, data, revision in rows}
 
 
+A_PUT, A_GONE, B_PUT = ("changes", [("a", "1")]), ("changes", [("a", None)]), ("changes", [("b", "2")])
+FLUSH, SHOW, RESET, CRASH = (("flush", []), ("checkpoint", []), ("reset", []), ("crash", []))
+
+
 @given(steps=steps)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(steps=[A_PUT, FLUSH, A_GONE, FLUSH, B_PUT, SHOW])  # came and went within a new copy
+@example(steps=[A_PUT, SHOW, RESET, FLUSH, A_GONE, FLUSH, SHOW])
+@example(steps=[A_PUT, FLUSH, SHOW, CRASH, B_PUT, SHOW])  # the new copy's token is void once it is shown
+@example(steps=[B_PUT, SHOW, A_PUT, FLUSH, A_GONE, SHOW])  # nobody saw it, so nobody is told
+@example(steps=[A_PUT, SHOW, A_GONE, FLUSH, A_PUT, FLUSH, CRASH, SHOW])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_t66_file_is_always_a_state_with_its_token(
     steps: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
