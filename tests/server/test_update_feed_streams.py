@@ -295,6 +295,26 @@ async def test_a_removed_subscription_leaves_nothing_behind(home):
         assert not stream._outbox.reading
 
 
+async def test_g17_what_is_refused_while_nothing_is_read_is_bounded():
+    """Whoever asks for what there is not, and does not read the answers, is not listened to any more."""
+    home = Home(subscriptions_per_stream=10)
+    await home.make("books")
+    async with home.feed.run(), home.stream() as (stream, reader):
+
+        async def ask():
+            for number in range(1, 1_001):
+                await stream.room()
+                await stream.add(Wanted(subscription_id=number, dataset_id="nowhere"))
+
+        asking = asyncio.create_task(ask())
+        for _ in range(2_000):
+            await asyncio.sleep(0)
+        assert not asking.done()
+        assert len(stream._outbox._ready) <= 21
+        await reader.until(lambda: len(reader.errors) == 1_000)
+        await asking
+
+
 @pytest.mark.parametrize(
     ("number", "encoded"), [(0, "00"), (127, "7f"), (128, "8001"), (300, "ac02"), (1 << 21, "80808001")]
 )

@@ -56,12 +56,15 @@ class FeedStream:
 
     # -- what the client asks -----------------------------------------------------------------------------
 
+    async def room(self) -> None:
+        """Wait while what the client was not told yet grows beyond what it may ask for. Before each action."""
+        await self._outbox.room()
+
     async def add(self, wanted: Wanted) -> None:
         """Begin a subscription, in place of the one with the same id. What is wrong with it ends only this one.
 
         Raises ResourceExhausted(TOO_MANY_SUBSCRIPTIONS).
         """
-        await self._outbox.room()
         self.remove(wanted.subscription_id)
         delivery = Delivery(wanted, credit_bytes=wanted.credit_bytes or self._settings.credit_bytes)
         self._deliveries[wanted.subscription_id] = delivery

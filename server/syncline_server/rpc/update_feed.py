@@ -97,6 +97,7 @@ async def _act_all(actions: Sequence[update_feed_pb2.FeedAction], stream: FeedSt
     if len(actions) > MAX_ACTIONS:
         raise _wrong("actions", f"are {len(actions)}; a message has {MAX_ACTIONS} at most")
     for index, action in enumerate(actions):
+        await stream.room()
         await _act(action, f"actions[{index}]", stream)
 
 
