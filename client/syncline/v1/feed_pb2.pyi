@@ -224,7 +224,8 @@ class Checkpoint(_message.Message):
     digest: _builtins.bytes
     """16 bytes, big-endian: the sum modulo 2^128, over all records of the copy, of
     BLAKE2b-128(record_id ‖ 0x00 ‖ revision as 8 bytes big-endian ‖ BLAKE2b-128(data)), with the data as
-    this copy has it. Empty, and `record_count` -1, only where Accepted.unverified was said.
+    this copy has it. Empty, and `record_count` -1, while the filters in use match more records together than the
+    server keeps account of (setting `filter_members`): the copy is as exact, but nothing proves it.
     """
     token: _builtins.bytes
     """Resumes after this checkpoint."""

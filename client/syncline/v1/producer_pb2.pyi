@@ -87,7 +87,9 @@ class Producer(_message.Message):
 
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when it is in this state."""
+        """Since when it is in this state; for ALIVE and UNKNOWN its last sign of life, since no more can be proven from what
+        is stored.
+        """
 
     def __init__(
         self,
