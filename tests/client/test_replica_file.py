@@ -14,6 +14,7 @@ from support.scripted_replica import Subscribed
 from support.scripted_server import Refuse, ScriptedServer, changes, checkpoint
 from support.waiting import until
 from syncline import ReplicaState
+from syncline.v1.sync_service_pb2 import DigestRangesResponse
 
 ROWS = [(f"k{i:03}", b'{"v":%d}' % i, 1 + i // 100) for i in range(400)]
 
@@ -143,8 +144,11 @@ async def test_t68_what_cannot_be_mended_is_fetched_anew(
     path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A server that does not offer digests, and one whose digests are wrong."""
-    for answer in (Refuse("UNIMPLEMENTED"), None):
+    """A server that does not offer digests, one whose digests are wrong, and one that never cuts a range."""
+    uncut = DigestRangesResponse(
+        revision=4, part_counts=[1], through=[""], record_counts=[400], digests=[bytes(16)]
+    )
+    for answer in (Refuse("UNIMPLEMENTED"), None, uncut):
         edit(path, "DELETE FROM record WHERE record_id = 'k007'")
         stream.script([[checkpoint(4, ROWS)]], [[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
         stream.adds.clear()
@@ -158,7 +162,7 @@ async def test_t68_what_cannot_be_mended_is_fetched_anew(
             assert len(replica) == 400
 
         assert stream.tokens == [b"c4", b""]
-    assert caplog.text.count("everything is fetched anew") == 2
+    assert caplog.text.count("everything is fetched anew") == 3
 
 
 async def test_verify_looks_at_the_bytes(

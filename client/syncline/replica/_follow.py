@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
-from syncline.errors import NotOffered, OutcomeUnknown, Overloaded, ReplicaStopped
+from syncline.errors import FeedBroken, NotOffered, OutcomeUnknown, Overloaded, ReplicaStopped
 from syncline.events import ChangeBatch, Checkpoint, Reset
 from syncline.replica._apply import Course, Tally, Verdict
 from syncline.replica._changes import LOG, Listeners
@@ -166,7 +166,8 @@ class Follower(Generic[T]):
         except (OutcomeUnknown, Overloaded) as error:
             LOG.warning("replica of %s: the server cannot tell what differs: %s", self._name, error.message)
             return False
-        except NotOffered:
+        except (NotOffered, FeedBroken) as error:
+            LOG.warning("replica of %s: it cannot be found out what differs: %s", self._name, error.message)
             revision = 0
         self._course.mended(revision)
         return True

@@ -13,6 +13,7 @@ from typing import Any, Final
 from syncline._call import Caller
 from syncline._selection import Selection
 from syncline._wire import to_record
+from syncline.errors import FeedBroken
 from syncline.events import ChangeReason, Put, Record
 from syncline.names import dataset_name
 from syncline.replica._apply import Tally
@@ -90,7 +91,8 @@ class Mender:
     async def mend(self, store: CopyStore[Any], revision: int) -> Repair:
         """Give the copy that ``store`` works on what the dataset has, at ``revision`` or later.
 
-        Raises SynclineError; the copy is then as it was, or mended in part.
+        Raises SynclineError, FeedBroken where the answers make no sense; the copy is then as it was, or mended in
+        part.
         """
         begun = asyncio.get_running_loop().time()
         traffic = _Traffic(revision=revision)
@@ -169,6 +171,8 @@ async def _compare(
         if (tally.count, tally.digest) == (part.count, part.digest):
             continue
         if part.count > 1 or not part.is_record:
+            if part.count > 1 and part.range in asked:
+                raise FeedBroken("the server does not cut ranges that differ")  # asking on would never end
             narrower.append(part.range)
             continue
         entries = await store.entries(part.range)
