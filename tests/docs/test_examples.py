@@ -25,7 +25,10 @@ ADDRESS = "127.0.0.1:7420"
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
-    *(ROOT / "docs" / "how-to" / name for name in ("backup.md", "cron.md", "csv.md", "keys.md", "replicas.md")),
+    *(
+        ROOT / "docs" / "how-to" / name
+        for name in ("backup.md", "cron.md", "csv.md", "keys.md", "mirror.md", "replicas.md", "sensors.md")
+    ),
     *(ROOT / "docs" / "reference" / name for name in ("filters.md", "record-ids.md")),
 ]
 
