@@ -1,6 +1,7 @@
 """Producers against a server that is told what to say (T25, T122; G5, G6)."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,6 +432,36 @@ async def test_a_store_that_was_restored_gets_what_it_lacks(
         await sensor.flush()
 
     assert server.book.readings == readings(0, 1, 5)
+
+
+@pytest.mark.parametrize("with_spool", [False, True])
+async def test_a_store_that_was_restored_to_an_older_epoch(
+    server: ScriptedProducers, client: syncline.Client, tmp_path: Path, with_spool: bool
+) -> None:
+    """G13: only a newer epoch fences; one that the server has lost is opened anew, and goes on from what it has."""
+    spool = tmp_path / "p1.db" if with_spool else None
+    server.book.epoch = 3
+    async with producer_of(client, spool=spool) as sensor:
+        for number in range(5):
+            sensor.send({"n": number})
+        await sensor.flush()
+        assert sensor.stats.epoch == 4
+        server.is_silent = True
+        sensor.send({"n": 5})
+        await server.until(lambda: len(server.last.messages) == 2)
+        server.is_silent = False
+        server.book.epoch, server.book.last_sequence = 2, 2
+        server.book.readings, server.book.ends = readings(0, 1), {0: 0}
+        server.last.close(OFFLINE)
+        sensor.send({"n": 6})
+        await sensor.flush()
+
+        assert (sensor.stats.epoch, sensor.stats.last_sequence, sensor.stats.waiting) == (3, 4, 0)
+        assert sensor.stats.waiting_bytes == 0
+    assert server.book.readings == readings(0, 1, 5, 6)
+    opening = server.last.open
+    assert opening is not None
+    assert (opening.epoch, opening.previous_epoch) == (0, 4)
 
 
 async def test_send_needs_an_open_producer(server: ScriptedProducers, client: syncline.Client) -> None:

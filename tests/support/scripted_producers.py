@@ -117,7 +117,9 @@ class ScriptedProducers:
         self.before_open(opening)
         book = self.book
         if opening.epoch and opening.epoch != book.epoch:
-            raise Refuse("FAILED_PRECONDITION", "PRODUCER_FENCED", f"epoch {book.epoch} was opened")
+            raise Refuse(
+                "FAILED_PRECONDITION", "PRODUCER_FENCED", f"epoch {book.epoch} was opened", epoch=book.epoch
+            )
         if not opening.epoch:
             book.ends[book.epoch] = book.last_sequence
             book.epoch += 1

@@ -69,9 +69,10 @@ class Memory:
     async def run(self) -> None:
         """Nothing is to be done beside."""
 
-    async def adopt(self, opened: Opened) -> int:
-        """A stream was opened. Returns how many readings that told to be durable."""
-        return self._outbox.opened(opened.last_sequence)
+    async def adopt(self, opened: Opened, *, begins: bool) -> int:
+        """A stream was opened, or with it an epoch begins. Returns how many readings that told to be durable."""
+        durable = opened.previous_last_sequence if begins else None
+        return self._outbox.opened(opened.last_sequence, durable_through=durable)
 
     async def take(self, *, records: int, size_bytes: int, credit_bytes: int) -> tuple[int, list[bytes]]:
         """The next message; see Outbox.take."""
@@ -117,7 +118,6 @@ class Spooled:
         self._is_open = False  # a stream is, so what is appended is about to be sent
         self.arrived: deque[Reading] = deque()
         self.previous_epoch = spool.holdings.epoch
-        self._is_adopted = False
         self.dropped = 0
         """Readings that made room for newer ones."""
 
@@ -176,30 +176,35 @@ class Spooled:
                 await asyncio.sleep(FULL_SECONDS)
                 self._wake.set()
 
-    async def adopt(self, opened: Opened) -> int:
-        """A stream was opened. Returns how many readings that told to be durable.
+    async def adopt(self, opened: Opened, *, begins: bool) -> int:
+        """A stream was opened, or with it an epoch begins. Returns how many readings that told to be durable.
 
-        The first time, the file begins the stream's epoch, and what it says of the one before settles the rest.
+        Where an epoch begins, the file begins it too, and what the server says of the one before settles the rest.
         """
-        outbox = self._outbox
         async with self._turn:
             self._is_open = True
-            if not self._is_adopted:
-                records, size = await self._do(
-                    self._spool.adopt, opened.epoch, opened.last_sequence + 1, opened.previous_last_sequence
-                )
-                outbox.adopted(records, size)
-                outbox.opened(opened.last_sequence)
-                self._is_adopted = True
-                self._floor = 0
-                return int(records)
-            expected = outbox.next_sequence
-            last = self._last_settled(outbox.flying[-1] if outbox.flying else None)
-            settled = outbox.opened(opened.last_sequence)
-            if outbox.next_sequence != expected:
-                position = outbox.flying[0].position - 1 if outbox.flying else last
-                await self._settle(position)
-            return settled
+            return await (self._begin_epoch(opened) if begins else self._go_on(opened))
+
+    async def _begin_epoch(self, opened: Opened) -> int:
+        outbox = self._outbox
+        if self._settled is not None:  # the numbers in the file have to be those in memory
+            await self._settle(self._settled.position)
+        durable = opened.previous_last_sequence
+        records, size = await self._do(self._spool.adopt, opened.epoch, opened.last_sequence + 1, durable)
+        before = outbox.size_bytes
+        settled = outbox.opened(opened.last_sequence, durable_through=durable)
+        outbox.adopted(records - settled, size - (before - outbox.size_bytes))
+        self._floor = 0
+        return int(records)
+
+    async def _go_on(self, opened: Opened) -> int:
+        outbox = self._outbox
+        expected = outbox.next_sequence
+        last = self._last_settled(outbox.flying[-1] if outbox.flying else None)
+        settled = outbox.opened(opened.last_sequence)
+        if outbox.next_sequence != expected:
+            await self._settle(outbox.flying[0].position - 1 if outbox.flying else last)
+        return settled
 
     def _last_settled(self, reading: Reading | None) -> int:
         return max((one.position for one in (reading, self._settled) if one is not None), default=0)

@@ -107,12 +107,22 @@ class Link:
             return self._reconnects.orderly_pause_seconds(error.retry_after_seconds or 0.0, now)
         if isinstance(error, errors.SourceDisabled):
             self.held_by = error.reason
+        elif self._is_of_a_restored_store(error):
+            LOG.warning(
+                "producer %s: the server lost its epoch in a restore; a new one is opened", self._producer_id
+            )
+            self._keep.previous_epoch, self.epoch = self.epoch, 0
         elif isinstance(error, errors.LimitExceeded):
             await self._split(error)
         elif not isinstance(error, errors.OutcomeUnknown | errors.Overloaded | errors.OutOfRange):
             raise error
         counts = isinstance(error, errors.LimitExceeded | errors.OutOfRange | _Contradiction)
         return self._reconnects.pause_seconds(error, now, counts=counts)
+
+    def _is_of_a_restored_store(self, error: SynclineError) -> bool:
+        """Whether we are refused by a store that has never heard of our epoch: it knows only an older one."""
+        known = error.metadata.get("epoch", "") if isinstance(error, errors.ProducerFenced) else ""
+        return known.isdigit() and int(known) < self.epoch
 
     async def _split(self, error: SynclineError) -> None:
         """A message was too large: send one reading at a time, and give up the one that is too large by itself."""
@@ -194,7 +204,7 @@ class Link:
             )
         if opened.epoch < 1 or opened.last_sequence < 0:
             raise OutboxViolation(f"opened with epoch {opened.epoch} after reading {opened.last_sequence}")
-        settled = await self._keep.adopt(opened)
+        settled = await self._keep.adopt(opened, begins=not self.epoch)
         self.epoch = opened.epoch
         self._credit_bytes = opened.credit_bytes or CREDIT_BYTES
         self._heard_at = _now()

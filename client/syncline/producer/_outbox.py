@@ -152,14 +152,16 @@ class Outbox:
 
     # -- what the server says -----------------------------------------------------------------------------
 
-    def opened(self, last_sequence: int) -> int:
-        """A stream was opened: everything up to ``last_sequence`` is durable, and the rest is to be sent again.
+    def opened(self, last_sequence: int, *, durable_through: int | None = None) -> int:
+        """A stream was opened: what is in flight up to a number is durable, and the rest is to be sent again.
 
-        Returns how many were settled. The next number is ``last_sequence + 1`` whatever it was here: also of a store
-        that was restored, to which earlier numbers never came.
+        That number is ``last_sequence``, with a new epoch ``durable_through``. Returns how many were settled. The next
+        number is ``last_sequence + 1`` whatever it was here: also of a store that was restored, to which earlier
+        numbers never came.
         """
         settled = 0
-        while self.flying and self.next_sequence <= last_sequence:
+        durable = last_sequence if durable_through is None else durable_through
+        while self.flying and self.next_sequence <= durable:
             self._settle_first()
             settled += 1
         self.next_sequence = last_sequence + 1
