@@ -14,6 +14,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import msgspec
 
@@ -23,6 +24,9 @@ from bench.records import decode_item
 from bench.systems import followed_systems
 from bench.systems.base import Watcher
 from bench.systems.stubs import FeedClient
+
+_OPEN_AT_ONCE: Final = 200
+"""Streams. gRPC refuses some of those that come when a thousand wait to be taken up already."""
 
 
 class _Tally:
@@ -101,14 +105,16 @@ async def main(arguments: argparse.Namespace) -> None:
             await stack.enter_async_context(kind.connect(arguments.address)) for _ in range(arguments.clients)
         ]
         tally = _Tally()
-        followed = [asyncio.Event() for _ in range(arguments.streams)]
-        tasks = [
-            asyncio.create_task(_follow(updates, tally, ready))
-            for updates, ready in zip(_updates(arguments, connected), followed, strict=True)
-        ]
+        tasks: list[asyncio.Task[None]] = []
         try:
-            for ready in followed:
-                await _unless_ended(tasks, ready)
+            beginning: list[asyncio.Event] = []
+            for updates in _updates(arguments, connected):
+                ready = asyncio.Event()
+                beginning.append(ready)
+                tasks.append(asyncio.create_task(_follow(updates, tally, ready)))
+                if len(beginning) == _OPEN_AT_ONCE:
+                    await _all_ready(tasks, beginning)
+            await _all_ready(tasks, beginning)
             print("ready", flush=True)
             async for line in await _standard_input():
                 what, count = line.decode().split()
@@ -121,6 +127,12 @@ async def main(arguments: argparse.Namespace) -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _all_ready(tasks: list[asyncio.Task[None]], beginning: list[asyncio.Event]) -> None:
+    for ready in beginning:
+        await _unless_ended(tasks, ready)
+    beginning.clear()
 
 
 async def _unless_ended(tasks: list[asyncio.Task[None]], event: asyncio.Event) -> None:

@@ -89,7 +89,8 @@ async def measure_repair(room: Room, client: SynclineClient, collection: str, co
         await replica.wait_for(await client.push_revision(collection, make_item(0, edition=9)))
         assert replica.is_verified
         (repair,) = replica.repairs
-    assert repair.records == STALE, repair
+    # The record that made the checkpoint may be among them: the server may be ahead of the copy that is mended.
+    assert repair.records in (STALE, STALE + 1), repair
     return _repair_outcome(repair, count, copy_rate, recount_ms)
 
 

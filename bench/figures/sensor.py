@@ -25,7 +25,7 @@ from bench.systems.stubs import ProducerCall, SynclineFeed
 
 CONNECTIONS = 10
 STREAMS = 100
-WINDOW = 20
+WINDOW = 50
 """Messages of a stream that are on their way."""
 BATCH = 50
 """Readings of a message, for sensor_batched."""
@@ -164,13 +164,13 @@ async def measure(room: Room) -> Outcome:
     """Single readings beside as many messages of a bare echo, and readings in batches."""
     room.say(f"opening {STREAMS} producers and {STREAMS} streams of the echo")
     async with _producers(room) as (single, batched), _echoes(room) as echoes:
-        messages = room.pick(120, 50)
+        messages = room.pick(200, 100)
         rounds: Mapping[str, _Round] = {
             "syncline": _Round(single, messages=messages, size=1),
             "grpc_bidi_echo": _Round(echoes, messages=messages, size=1),
             "batched": _Round(batched, messages=room.pick(10, 5), size=BATCH),
         }
-        samples = await interleaved(room.pick(5, 3), rounds)
+        samples = await interleaved(room.pick(4, 3), rounds)
     in_batches = {"syncline": samples.pop("batched")}
     values = medians(samples)
     figures = [
