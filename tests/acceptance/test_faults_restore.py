@@ -4,7 +4,7 @@ import asyncio
 import random
 
 import syncline
-from robustness.traffic import Traffic
+from robustness.traffic import PLAIN, Traffic
 from support.waiting import until
 from syncline.names import new_request_id
 from syncline.v1.push_service_pb2 import PushRequest
@@ -26,8 +26,8 @@ async def test_t15_t57_g13_restore_of_a_backup_taken_under_load(server, client, 
     await client.create_dataset("events", identity=syncline.append())
     before_id, after_id = new_request_id(), new_request_id()
     backup = tmp_path / "backup.db"
-    async with Traffic.on(client, seed=seed) as traffic:
-        things = traffic.things
+    things = client.dataset("things")
+    async with Traffic.on(server, seed=seed, crowd=PLAIN) as traffic:
         await traffic.acknowledged(50)
         first = await push_event(client, before_id, 1)
         old_copy = await copy_now(things)

@@ -14,7 +14,6 @@ class Evidence:
 
     def __init__(self, history: History) -> None:
         self.history = history
-        self._replayed: dict[int, list[tuple[Frame, Copy, Copy]]] = {}
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -69,14 +68,8 @@ class Evidence:
             for logged in log.commits:
                 yield name, logged
 
-    def replayed(self, view: View) -> list[tuple[Frame, Copy, Copy]]:
-        """The frames of a view with its copy before and after each."""
-        if id(view) not in self._replayed:
-            self._replayed[id(view)] = list(replay(view))
-        return self._replayed[id(view)]
-
-    def frames(self) -> Iterator[tuple[View, Frame, Copy, Copy]]:
-        """All of all views."""
+    def frames(self) -> Iterator[tuple[View, Frame, Copy]]:
+        """All frames of all views, each with the copy that it comes to."""
         for view in self.history.views:
-            for frame, before, after in self.replayed(view):
-                yield view, frame, before, after
+            for frame, copy in replay(view):
+                yield view, frame, copy

@@ -152,13 +152,20 @@ class View:
     selection: str = "all"
     mode: str = "latest"
     frames: list[Frame] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)
+    """Tokens that it was given, oldest first."""
+    resume: bytes = b""
+    """The newest of them, unless a reset came since."""
 
-    @property
-    def tokens(self) -> list[bytes]:
-        """Tokens that it was given, oldest first."""
-        return [
-            frame.token for frame in self.frames if isinstance(frame, (Batch, Checkpoint)) and frame.token
-        ]
+    def note(self, *frames: Frame) -> None:
+        """Something came."""
+        for frame in frames:
+            self.frames.append(frame)
+            if isinstance(frame, (Batch, Checkpoint)) and frame.token:
+                self.tokens.append(frame.token)
+                self.resume = frame.token
+            elif isinstance(frame, Reset):
+                self.resume = b""
 
 
 # -- what the store did -------------------------------------------------------------------------------------

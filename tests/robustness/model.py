@@ -197,21 +197,23 @@ class Copy:
             self.partial = False
 
 
-def replay(view: View) -> Iterator[tuple[Frame, Copy, Copy]]:
-    """Each frame with the copy before and after it. A view that resumes goes on with the copy of its token."""
+def replay(view: View) -> Iterator[tuple[Frame, Copy]]:
+    """Each frame with the copy that it comes to, which is changed when the next one is asked for.
+
+    A view that resumes goes on with the copy that it had when it was given the token.
+    """
+    resumed = {frame.token for frame in view.frames if isinstance(frame, Opened)}
     copy, kept = Copy(), {b"": Copy()}
     for frame in view.frames:
-        before = copy
+        yield frame, copy
         if isinstance(frame, Opened):
             copy = kept.get(frame.token, kept[b""]).clone()
         elif isinstance(frame, Reset):
             copy = Copy()
-        else:
-            copy = copy.clone()
+        elif isinstance(frame, (Batch, Checkpoint)):
             copy.take(frame)
-        yield frame, before, copy
-        if isinstance(frame, (Batch, Checkpoint)) and frame.token:
-            kept[frame.token] = copy
+            if frame.token in resumed and frame.token:
+                kept[frame.token] = copy.clone()
 
 
 def connections(view: View) -> Iterator[tuple[Opened, Sequence[Frame]]]:

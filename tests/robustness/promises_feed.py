@@ -1,6 +1,6 @@
 """Validators of what is promised to subscribers. Each yields violations in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from robustness.evidence import Evidence
 from robustness.history import Batch, Checkpoint, Ended, Frame, Opened, Reset, View
@@ -8,15 +8,13 @@ from robustness.model import SELECTIONS, connections, digest_of
 
 SLACK_SECONDS = 3.0
 """For a busy machine, where something is owed within a time."""
-PURGE_SLACK_SECONDS = 1.0
-"""Between the time that the store notes in a purge, and its commit."""
 HARMLESS_CODES = {"LEFT", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
 UNVERIFIED = -1
 
 
 def ordered(evidence: Evidence) -> Iterator[str]:
     """G8, G9, G12: batches join, revisions never go back, and nothing comes that a checkpoint has covered."""
-    for view, frame, before, _ in evidence.frames():
+    for view, frame, before in evidence.frames():
         if isinstance(frame, Batch):
             if frame.from_revision != before.revision:
                 yield f"{view.name}: a batch goes on from {frame.from_revision}, the copy is at {before.revision}"
@@ -40,7 +38,7 @@ def ordered(evidence: Evidence) -> Iterator[str]:
 
 def unique(evidence: Evidence) -> Iterator[str]:
     """G8: no version of a record is sent twice to the same copy."""
-    for view, frame, before, _ in evidence.frames():
+    for view, frame, before in evidence.frames():
         if isinstance(frame, Batch):
             seen = dict(before.seen)
             for _, record_id, revision, _ in frame.changes:
@@ -51,7 +49,7 @@ def unique(evidence: Evidence) -> Iterator[str]:
 
 def convergent(evidence: Evidence) -> Iterator[str]:
     """G7: at each checkpoint the copy equals S(r) under its selection, and in the end all reach the head."""
-    for view, frame, before, _ in evidence.frames():
+    for view, frame, before in evidence.frames():
         if not isinstance(frame, Checkpoint):
             continue
         expected = evidence.model(view.dataset).selected(frame.revision, view.selection)
@@ -73,16 +71,18 @@ def convergent(evidence: Evidence) -> Iterator[str]:
         return
     for view in evidence.history.views:
         head = evidence.history.datasets[view.dataset].head
-        *_, (_, _, last) = evidence.replayed(view) or [(None, None, None)]
-        if last is None or last.checkpoint < head:
-            reached = 0 if last is None else last.checkpoint
+        reached = 0
+        for frame in view.frames:
+            if isinstance(frame, (Checkpoint, Reset)):
+                reached = frame.revision if isinstance(frame, Checkpoint) else 0
+        if reached < head:
             yield f"{view.name}: ended at checkpoint {reached}, the head is {head}"
     yield from (f"a replica had to be mended: {repair}" for repair in evidence.history.repairs)
 
 
 def filtered(evidence: Evidence) -> Iterator[str]:
     """G7: a selective copy is sent what matches, as its mask shows it, and holds nothing else at a checkpoint."""
-    for view, frame, before, _ in evidence.frames():
+    for view, frame, before in evidence.frames():
         selected = SELECTIONS[view.selection]
         if isinstance(frame, Batch):
             for kind, record_id, revision, data in frame.changes:
@@ -106,7 +106,7 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
     """G10, G20: checkpoints come in order with the data, at least every interval, and last before a clean end."""
     history = evidence.history
     longest = history.checkpoint_seconds * 1.1 + SLACK_SECONDS
-    for view, frame, before, _ in evidence.frames():
+    for view, frame, before in evidence.frames():
         if isinstance(frame, Checkpoint) and before.partial:
             yield f"{view.name}: checkpoint {frame.revision} inside a commit"
         if isinstance(frame, Batch) and any(r > frame.to_revision for _, _, r, _ in frame.changes):
@@ -125,9 +125,11 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
                 since = max(mark, since)
 
 
-def _last_word(view: View, frames: list[Frame]) -> Iterator[str]:
+def _last_word(view: View, frames: Sequence[Frame]) -> Iterator[str]:
     """A server that stops in an orderly way gives a last token to whoever was exact."""
-    if not frames or not isinstance(frames[-1], Ended) or frames[-1].reason != "SHUTTING_DOWN":
+    if view.mode == "pages" or not frames or not isinstance(frames[-1], Ended):
+        return
+    if frames[-1].reason != "SHUTTING_DOWN":
         return
     data = [frame for frame in frames if isinstance(frame, (Batch, Checkpoint))]
     if data and isinstance(data[-1], Checkpoint) and not data[-1].going_away:
@@ -135,49 +137,30 @@ def _last_word(view: View, frames: list[Frame]) -> Iterator[str]:
 
 
 def resumable(evidence: Evidence) -> Iterator[str]:
-    """G11: a token goes on where it was given, or the stream begins with a reset; never anything else."""
+    """G11: a token goes on where it was given, or the stream begins with a reset; never anything else.
+
+    One whose tombstones are gone may still be continued, when the server knows from memory what came after it; whether
+    that was right is seen at the next checkpoint (``convergent``).
+    """
     for view in evidence.history.views:
-        given = {b""}
-        for frame, _, after in evidence.replayed(view):
+        given = {b"": 0}
+        """Where each token of the view stands."""
+        opened: Opened | None = None
+        for frame in view.frames:
             if isinstance(frame, Opened):
+                opened = frame
                 if frame.token not in given:
                     yield f"{view.name}: resumed with a token that it was never given"
-                start = after
-            elif isinstance(frame, (Batch, Checkpoint)) and frame.token:
-                given.add(frame.token)
+            elif isinstance(frame, (Batch, Checkpoint)):
+                began = frame.from_revision if isinstance(frame, Batch) else frame.revision
+                if opened is not None and opened.token and began != given.get(opened.token, began):
+                    yield f"{view.name}: resumed at {given[opened.token]}, and the stream began at {began}"
+                opened = None
+                given[frame.token] = frame.to_revision if isinstance(frame, Batch) else frame.revision
+            elif isinstance(frame, Reset):
+                opened = None
             elif isinstance(frame, Ended) and frame.code not in HARMLESS_CODES:
-                yield f"{view.name}: ended with {frame.code} {frame.reason} at revision {start.revision}"
-        for opened, frames in connections(view):
-            if not opened.token or not frames:
-                continue
-            first = frames[0]
-            at = _at_token(evidence, view, opened.token)
-            began = first.from_revision if isinstance(first, Batch) else None
-            began = first.revision if isinstance(first, Checkpoint) else began
-            if began is not None and began != at:
-                yield f"{view.name}: resumed at revision {at}, and the stream began at {began}"
-            if began is not None and _was_purged(evidence, view.dataset, opened):
-                yield f"{view.name}: a token at {at} was continued although its tombstones are gone"
-
-
-def _at_token(evidence: Evidence, view: View, token: bytes) -> int:
-    return next(
-        (
-            after.revision
-            for frame, _, after in evidence.replayed(view)
-            if getattr(frame, "token", b"") == token
-        ),
-        -1,
-    )
-
-
-def _was_purged(evidence: Evidence, dataset: str, opened: Opened) -> bool:
-    """Whether the token was too old, beyond doubt, when the stream was opened."""
-    covered = evidence.history.covered.get(opened.token)
-    purges = evidence.history.datasets[dataset].purges
-    return covered is not None and any(
-        purged.revision > covered and purged.at < opened.at - PURGE_SLACK_SECONDS for purged in purges
-    )
+                yield f"{view.name}: ended with {frame.code} {frame.reason}"
 
 
 def no_gratuitous_reset(evidence: Evidence) -> Iterator[str]:

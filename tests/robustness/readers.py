@@ -1,6 +1,8 @@
 """Readers that ask for what was acknowledged, and applications that look at copies which the SDK keeps."""
 
 import asyncio
+import zlib
+from collections import deque
 
 import grpc
 
@@ -108,19 +110,31 @@ async def follow_copy(run: Run, client: syncline.Client, name: str, dataset: str
     """
     rng, selected = run.chooser(name), SELECTIONS[selection]
     copy, token = syncline.Copy(), None
+    heard: deque[object] = deque(maxlen=40)
     while not run.leaving.is_set():
+        heard.append(f"from {_told(token)}")
         async with client.dataset(dataset).changes(
             token, options=FOLLOWING, filter=selected.filter or None, fields=selected.fields or None
         ) as feed:
             for _ in range(1 << 30 if run.is_calm else rng.choice([1, 5, 20, 100, 400])):
                 event = await anext(feed)
-                copy.apply(event)
+                heard.append(f"{event!r:.90} {_told(event.token)}")
+                try:
+                    copy.apply(event)
+                except syncline.CopyDiverged as error:
+                    run.history.repairs.append(f"{name}: {error}; it had heard " + "; ".join(heard))
+                    raise
                 if isinstance(event, syncline.Checkpoint):
                     records = {key: (copy.event(key).revision, copy.event(key).json) for key in copy}
                     look(run, name, dataset, selection, copy.revision, records)
             token = feed.token or None
         if token is None:
             copy = syncline.Copy()  # it begins with nothing again, and so does the copy
+
+
+def _told(token: bytes | None) -> str:
+    """A token in a few characters."""
+    return f"<{zlib.crc32(token):08x}>" if token else "<nothing>"
 
 
 async def keep_replica(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from robustness.history import DatasetLog, History, Logged, Purged
+from robustness.history import History, Logged, Purged
 from syncline_server.feed import tokens
 
 SLOT_BITS = 40
@@ -53,17 +53,17 @@ def install(data: Path) -> None:
 
 
 def collect(history: History, data: Path) -> None:
-    """Add to the history what was recorded. What the server answers at the end is not touched."""
+    """Add to the datasets of the history what was recorded of them."""
     offset = time.time() - time.monotonic()
     with _database(data) as connection:
         names = dict(connection.execute("SELECT number, dataset_id FROM dataset"))
+        names = {number: name for number, name in names.items() if name in history.datasets}
         changes: dict[tuple[int, int], dict[str, bytes | None]] = defaultdict(dict)
         for slot, revision, record_id, data_bytes in connection.execute(
             "SELECT slot, revision, record_id, data FROM audit_change ORDER BY number"
         ):
             changes[slot >> SLOT_BITS, revision][record_id] = data_bytes
-        for name in names.values():
-            log = history.datasets.setdefault(name, DatasetLog())
+        for log in history.datasets.values():
             log.commits, log.purges = [], []
         for number, revision, commit_id, time_us in connection.execute(
             "SELECT dataset_number, revision, commit_id, time_us FROM audit_revision ORDER BY number"

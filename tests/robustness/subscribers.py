@@ -98,7 +98,7 @@ class Subscriber:
         """Follow until the run ends."""
         while not self.run.leaving.is_set():
             token = self.choose_token()
-            self.view.frames.append(Opened(at=now(), token=token))
+            self.view.note(Opened(at=now(), token=token))
             try:
                 await self.take(token)
                 last = Ended(at=now(), code="LEFT")
@@ -106,7 +106,7 @@ class Subscriber:
                 last = ended(error)
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
-            self.view.frames.append(last)
+            self.view.note(last)
             await self.run.pause(self.rng, 0.1)
 
     async def take(self, token: bytes) -> None:
@@ -116,7 +116,7 @@ class Subscriber:
         try:
             for _ in range(self.stays()):
                 message = await _message(call)
-                self.view.frames.extend(map(noted, message.events))
+                self.view.note(*map(noted, message.events))
                 await self.dawdle()
         finally:
             call.cancel()
@@ -139,7 +139,7 @@ class Pager(Subscriber):
                 dataset=self.path, token=token, page_size=self.rng.choice([0, 1, 2, 7]), **self.selection
             )
             page = await self.wire.call(self.wire.sync.Sync, request, CALL_SECONDS)
-            self.view.frames.extend(map(noted, page.events))
+            self.view.note(*map(noted, page.events))
             token = page.token
             if page.events and page.events[-1].WhichOneof("event") == "checkpoint":
                 await asyncio.sleep(self.rng.uniform(0, 0.1))
@@ -172,7 +172,7 @@ class FeedStream:
             finally:
                 call.cancel()
             for number in self._open:
-                self.views[number].frames.append(last)
+                self.views[number].note(last)
             self._open.clear()
             self._awaited.clear()
             await self.run.pause(self.rng, 0.1)
@@ -194,7 +194,7 @@ class FeedStream:
     def _add(self, number: int) -> update_feed_pb2.FeedAction:
         view = self.views[number]
         token = choose_token(self.run, self.rng, view)
-        view.frames.append(Opened(at=now(), token=token))
+        view.note(Opened(at=now(), token=token))
         self._open.add(number)
         self._awaited[number] += 1
         fields = SELECTIONS[view.selection].fields
@@ -214,7 +214,7 @@ class FeedStream:
     def _replace(self, number: int) -> update_feed_pb2.FeedAction:
         """The same subscription anew: what still comes of the old one is not of this view."""
         if number in self._open:
-            self.views[number].frames.append(Ended(at=now(), code="LEFT"))
+            self.views[number].note(Ended(at=now(), code="LEFT"))
         return self._add(number)
 
     def _note(self, part: update_feed_pb2.FeedPart) -> Iterable[update_feed_pb2.FeedAction]:
@@ -227,11 +227,11 @@ class FeedStream:
         if self._awaited[number]:
             return
         if part.HasField("error"):
-            view.frames.append(Ended(at=now(), code=str(part.error.code), reason=part.error.message))
+            view.note(Ended(at=now(), code=str(part.error.code), reason=part.error.message))
             self._open.discard(number)
             return
         frames = list(map(noted, part.events))
-        view.frames.extend(frames)
+        view.note(*frames)
         size = part.ByteSize()
         if size:
             grant = update_feed_pb2.GrantCredit(subscription_id=number, bytes=size)
@@ -253,14 +253,11 @@ class FeedStream:
 
 def choose_token(run: Run, rng: Any, view: View) -> bytes:
     """Where to go on."""
-    tokens = view.tokens
-    if not tokens or (not run.is_calm and rng.random() < 0.05):
+    if not view.tokens or (not run.is_calm and rng.random() < 0.05):
         return b""
     if not run.is_calm and rng.random() < 0.2:
-        return rng.choice(tokens)
-    last_reset = max((i for i, frame in enumerate(view.frames) if isinstance(frame, Reset)), default=-1)
-    later = [frame for frame in view.frames[last_reset + 1 :] if getattr(frame, "token", b"")]
-    return tokens[-1] if later else b""
+        return rng.choice(view.tokens)
+    return view.resume
 
 
 async def _message(call: Any) -> Any:

@@ -3,13 +3,15 @@
 import asyncio
 import random
 import signal
+from dataclasses import replace
 
 import pytest
 
 import syncline
-from robustness.traffic import Traffic
+from robustness.traffic import PLAIN, Traffic
 from support.waiting import until
 
+CROWD = replace(PLAIN, sessions=2, swaps=1)
 VARIABLE = "SYNCLINE_FAILPOINTS"
 PLACES = {
     "commit.before": 7,
@@ -38,7 +40,7 @@ async def test_t02_g02_killed_at_a_named_place(make_server, seed, place):
     async with make_server(**settings) as server, server.client() as client:
         await client.create_dataset("doomed")
         await client.dataset("doomed").push([{"n": n} for n in range(100)])
-        async with Traffic.on(client, seed=seed, sessions=2) as traffic:
+        async with Traffic.on(server, seed=seed, crowd=CROWD) as traffic:
             await traffic.acknowledged(20)
             await server.stop()
             await server.start(env={VARIABLE: f"{place}=kill@{PLACES[place]}"})
@@ -49,7 +51,7 @@ async def test_t02_g02_killed_at_a_named_place(make_server, seed, place):
             await traffic.acknowledged(20)
             await traffic.finish()
             if place != "purge":
-                assert traffic.history.resets == []
+                assert traffic.resets == []
         await server.stop()
         assert server.fsck() == []
         assert staged_files(server) == []
@@ -62,7 +64,7 @@ async def test_t02_g02_killed_at_named_places_again_and_again(make_server, seed)
     rng = random.Random(seed)
     places = sorted(PLACES.keys() - {"purge", "reclaim"})
     async with make_server() as server, server.client() as client:
-        async with Traffic.on(client, seed=seed, sessions=2) as traffic:
+        async with Traffic.on(server, seed=seed, crowd=CROWD) as traffic:
             for _ in range(40):
                 await server.stop()
                 place = rng.choice(places)
@@ -72,7 +74,7 @@ async def test_t02_g02_killed_at_named_places_again_and_again(make_server, seed)
                 await server.start()
                 await traffic.acknowledged(20)
             await traffic.finish()
-            assert traffic.history.resets == []
+            assert traffic.resets == []
         await server.stop()
         assert server.fsck() == []
         assert staged_files(server) == []

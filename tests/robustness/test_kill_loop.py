@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from robustness.traffic import Traffic
+from robustness.traffic import PLAIN, Traffic
 from support.server_process import ServerProcess
 
 CYCLES = 20
@@ -18,15 +18,15 @@ async def run_cycles(
 ) -> None:
     """Four writers and one subscriber through ``cycles`` ends of the server; then everything is checked."""
     rng = random.Random(seed)
-    async with server.client() as client, Traffic.on(client, seed=seed) as traffic:
+    async with Traffic.on(server, seed=seed, crowd=PLAIN) as traffic:
         for _ in range(cycles):
             await asyncio.sleep(rng.uniform(0.005, 0.3))  # the fault comes at any moment
             await down()
             await server.start()
         await traffic.acknowledged(10)
         await traffic.finish()
-        assert traffic.history.resets == []
-        assert len(traffic.history.acknowledged) > cycles
+        assert traffic.resets == []
+        assert len(traffic.history.acknowledged()) > cycles
     await server.stop()
     assert server.fsck() == []
 

@@ -65,6 +65,24 @@ class Crowd:
     keys: Sequence[str] = tuple(KEYS)
 
 
+PLAIN = Crowd(
+    writers=4,
+    sessions=0,
+    swaps=0,
+    sensors=0,
+    clones=0,
+    subscribers=(("things", "all"), ("items", "all")),
+    pagers=(),
+    streams=(),
+    copies=(("things", "all"),),
+    replicas=(),
+    readers=0,
+)
+"""Writers and plain subscribers."""
+
+DATASETS = ("things", "items", "log")
+
+
 class Traffic:
     """The clients at work on one server."""
 
@@ -94,12 +112,13 @@ class Traffic:
 
         ``address``: that of a proxy. With a ``replica_directory`` the replicas are files in it.
         """
+        asyncio.get_running_loop().set_debug(False)  # which would cost these thousands of tasks more than they do
         history = History(seed=seed, checkpoint_seconds=checkpoint_seconds)
         crowd = crowd or Crowd()
         address = address or server.address
         recorder.install(server.data)
         async with server.client() as admin:
-            for dataset in ("things", "items", "log"):
+            for dataset in DATASETS:
                 await admin.create_dataset(dataset, identity=syncline.by_key("id"))
                 for n in range(max(crowd.sessions, crowd.swaps)):
                     await admin.create_source(dataset, f"feed-{n}")
@@ -137,7 +156,8 @@ class Traffic:
             self._write(Reader(run, await run.wire(), f"reader {n}", "things", keys).work())
         for kind, places in ((Subscriber, crowd.subscribers), (Pager, crowd.pagers)):
             for n, (dataset, selection) in enumerate(places):
-                view = self._view(f"{kind.__name__.lower()} {n}", dataset, selection)
+                mode = "pages" if kind is Pager else "latest"
+                view = self._view(f"{kind.__name__.lower()} {n}", dataset, selection, mode)
                 self._follow(kind(run, await run.wire(), view).follow())
         for n, places in enumerate(crowd.streams):
             views = [
@@ -201,12 +221,13 @@ class Traffic:
         except TimeoutError:
             raise AssertionError("a writer does not come to its end") from None
         async with self.server.client() as client:
-            for info in await client.list_datasets():
-                log = self.history.datasets.setdefault(info.dataset, DatasetLog())
+            for dataset in DATASETS:
+                info = await client.get_dataset(dataset)
+                log = self.history.datasets.setdefault(dataset, DatasetLog())
                 log.head, log.count, log.digest = info.revision, info.record_count, info.digest
                 log.final = {
                     record.record_id: (record.revision, record.json)
-                    async for record in client.dataset(info.dataset).records()
+                    async for record in client.dataset(dataset).records()
                 }
         await self._all_at_the_head()
         self.history.ended = time.monotonic()
