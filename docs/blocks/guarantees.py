@@ -125,8 +125,6 @@ GUARANTEES = (
     ),
 )
 
-NOT_TESTED_YET = frozenset({6})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Test:

@@ -22,6 +22,7 @@ EVENTS: dict[str, str] = {
     "store.failed": "The disk failed inside a commit, so what is on it is unknown; the process ends and is to be started again.",
     "store.not_writable": "Writes are refused from now on, for this reason; reads and streams go on.",
     "store.writable": "Writes are accepted again.",
+    "purge.held_back": "Tombstones are old enough to go, but this replica has not come so far yet.",
     "upkeep.failed": "A run of a background task failed; the next one comes at its time.",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks.guarantees import GUARANTEES, NOT_TESTED_YET, find_tests
+from blocks.guarantees import GUARANTEES, find_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {
@@ -19,20 +19,13 @@ def test_every_guarantee_has_its_row():
     assert list(ROWS) == [guarantee.number for guarantee in GUARANTEES]
 
 
-@pytest.mark.parametrize("number", [g.number for g in GUARANTEES if g.number not in NOT_TESTED_YET])
+@pytest.mark.parametrize("number", [g.number for g in GUARANTEES])
 def test_the_tests_linked_for_a_guarantee_exist(number):
     links = re.findall(r"\[(\w+)\]\((tests/[^)]+\.py)\)", ROWS[number])
 
     assert links, f"G{number} is promised and no test names it"
     for name, file in links:
         assert f"test_{name}" in functions(ROOT / file)
-
-
-def test_what_is_not_tested_yet_is_not_there_yet():
-    """A guarantee without a test says in its row that it comes later."""
-    for number in NOT_TESTED_YET:
-        assert "*(Now: comes " in ROWS[number]
-        assert not [test for test in find_tests(ROOT) if number in test.numbers]
 
 
 def test_tests_name_only_guarantees_that_exist():
