@@ -9,6 +9,7 @@ get a last checkpoint and its token; calls end, or are ended when the grace is o
 """
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -59,6 +60,14 @@ SWITCH_SECONDS: Final = 0.0002
 must get it back to go on: with Python's 5 ms a busy event loop would let the writer's thread do 200 steps a
 second (measured: 15,000 rows/s against 85,000)."""
 
+_MALLOPT: Final = (
+    ("MALLOC_TRIM_THRESHOLD_", -1, 64 << 20),
+    ("MALLOC_MMAP_THRESHOLD_", -3, 16 << 20),
+)
+"""Variable of the environment, number in glibc's malloc.h, bytes. A page of a copy needs buffers of some 100 KB to
+1 MB. By default glibc gives each of them back to the system, and gets the next one page fault by page fault: a
+sixth of the processor time of cold copies. So up to 64 MiB of freed memory are kept."""
+
 _COLLECT_AFTER: Final = 50_000
 """Objects made, less those gone, before the collector looks at the youngest."""
 
@@ -97,6 +106,7 @@ async def serve(settings: Settings, ready: Callable[[Running], None], *, clock: 
     Raises StoreRefused, or OSError, when the server cannot start.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_freed_memory()
     stop = asyncio.Event()
     _stop_on_signals(stop)
     async with running(settings, clock or SystemClock(), stop) as (server, failed):
@@ -108,6 +118,14 @@ async def serve(settings: Settings, ready: Callable[[Running], None], *, clock: 
             return EXIT_FAILED
     _log.info("server.stopped")
     return EXIT_OK
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep buffers for the next use, unless the environment says otherwise. Elsewhere nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for variable, parameter, size_bytes in _MALLOPT:
+        if mallopt is not None and variable not in os.environ:
+            mallopt(parameter, size_bytes)
 
 
 def _spare_collector() -> None:
