@@ -28,7 +28,10 @@ class FeedStream:
         """Bytes that may still be sent, by subscription id."""
         self.messages = 0
         """Messages that the client sent."""
+        self.answered = 0
+        """How many of the subscriptions that were added have got their answer."""
         self._send = send
+        self._turn = asyncio.Lock()  # one write at a time, or gRPC breaks the stream
         self.end: asyncio.Future[Refuse | None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -49,7 +52,8 @@ class FeedStream:
             message.going_away.CopyFrom(
                 GoingAway(retry_delay=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9))
             )
-        await self._send(message)
+        async with self._turn:
+            await self._send(message)
 
     async def accept(
         self, add: AddSubscription, *events: FeedEvent, dataset: str = "", head: int = 0
@@ -85,8 +89,8 @@ class ScriptedFeed:
         await self._scripted.until(lambda _: bool(condition()))
 
     async def stream(self, number: int, *, adds: int = 0) -> FeedStream:
-        """The stream with this number, when it is there and that many subscriptions were added to it."""
-        await self.until(lambda: len(self.streams) >= number and len(self.streams[number - 1].adds) >= adds)
+        """The stream with this number, when it is there and that many subscriptions of it were answered."""
+        await self.until(lambda: len(self.streams) >= number and self.streams[number - 1].answered >= adds)
         return self.streams[number - 1]
 
     @property
@@ -118,6 +122,8 @@ class ScriptedFeed:
             for add in fresh:
                 if add is not None:
                     await self.answer(stream, add)
+                    stream.answered += 1
+            await self._scripted.note(lambda: None)
 
     def _note(self, stream: FeedStream, action: Any) -> AddSubscription | None:
         match action.WhichOneof("action"):

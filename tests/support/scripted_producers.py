@@ -41,7 +41,12 @@ class ProducerStream:
         self.messages: list[tuple[int, list[bytes]]] = []
         """First number and readings of each."""
         self.end: asyncio.Future[Refuse | None] = asyncio.get_running_loop().create_future()
-        self.send = send
+        self._send = send
+        self._turn = asyncio.Lock()  # one write at a time, or gRPC breaks the stream
+
+    async def send(self, message: PushStreamResponse) -> None:
+        async with self._turn:
+            await self._send(message)
 
     async def control(
         self, *, pause: float | None = None, refused: Refuse | None = None, **given: Any
