@@ -227,8 +227,8 @@ class History:
     """Revision of each request with an id that had an effect, as the store remembers."""
     covered: dict[bytes, int] = field(default_factory=dict)
     """Of each token that was used: the revision up to which it does not need tombstones."""
-    repairs: list[str] = field(default_factory=list)
-    """Replicas that had to be mended."""
+    complaints: list[str] = field(default_factory=list)
+    """What clients found out by themselves: a replica had to be mended, a copy diverged, a writer did not end."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def invoke(self, kind: str, dataset: str, **what: Any) -> Operation:
@@ -272,7 +272,7 @@ class History:
             def line(kind: str, what: Any) -> None:
                 file.write(json.dumps({"is": kind} | what, default=_text) + "\n")
 
-            line("run", {"seed": self.seed, "calm_since": self.calm_since, "repairs": self.repairs})
+            line("run", {"seed": self.seed, "calm_since": self.calm_since, "complaints": self.complaints})
             for at, what in self.faults:
                 line("fault", {"at": at, "what": what})
             for operation in self.operations:

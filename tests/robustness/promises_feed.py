@@ -49,6 +49,7 @@ def unique(evidence: Evidence) -> Iterator[str]:
 
 def convergent(evidence: Evidence) -> Iterator[str]:
     """G7: at each checkpoint the copy equals S(r) under its selection, and in the end all reach the head."""
+    yield from evidence.history.complaints
     for view, frame, before in evidence.frames():
         if not isinstance(frame, Checkpoint):
             continue
@@ -77,7 +78,6 @@ def convergent(evidence: Evidence) -> Iterator[str]:
                 reached = frame.revision if isinstance(frame, Checkpoint) else 0
         if reached < head:
             yield f"{view.name}: ended at checkpoint {reached}, the head is {head}"
-    yield from (f"a replica had to be mended: {repair}" for repair in evidence.history.repairs)
 
 
 def filtered(evidence: Evidence) -> Iterator[str]:

@@ -19,6 +19,8 @@ def reliable(evidence: Evidence) -> Iterator[str]:
             yield f"{name}: the head is {log.head}, the log ends at {revisions[-1]}"
     for operation in history.operations:
         places = evidence.places[operation.number]
+        if operation.code in {"INTERNAL", "UNKNOWN"}:
+            yield f"{_name(operation)} ended with {operation.code}"
         if operation.outcome == "rejected" and places:
             yield f"{_name(operation)} was rejected ({operation.code}) and yet took effect at {sorted(places)}"
         if operation.outcome != "ok" or not operation.changed:
@@ -126,7 +128,7 @@ def fenced(evidence: Evidence) -> Iterator[str]:
                 operation.owner == opening.owner
                 and operation.epoch < opening.epoch
                 and operation.invoked > opening.returned
-                and evidence.places[operation.number]
+                and (evidence.places[operation.number] or operation.outcome == "ok")
             ):
                 yield (
                     f"{_name(operation)} of {opening.owner}, epoch {operation.epoch}, took effect after epoch "

@@ -122,12 +122,14 @@ async def follow_copy(run: Run, client: syncline.Client, name: str, dataset: str
                 try:
                     copy.apply(event)
                 except syncline.CopyDiverged as error:
-                    run.history.repairs.append(f"{name}: {error}; it had heard " + "; ".join(heard))
-                    raise
+                    run.history.complaints.append(f"{name}: {error}; it had heard " + "; ".join(heard))
+                    return
                 if isinstance(event, syncline.Checkpoint):
                     records = {key: (copy.event(key).revision, copy.event(key).json) for key in copy}
                     look(run, name, dataset, selection, copy.revision, records)
             token = feed.token or None
+        if not run.is_calm and rng.random() < 0.3:
+            await asyncio.sleep(rng.uniform(0, 1.0))  # long enough for its tombstones to go
         if token is None:
             copy = syncline.Copy()  # it begins with nothing again, and so does the copy
 
@@ -151,6 +153,6 @@ async def keep_replica(
                 if replica.is_complete:
                     records = {put.record_id: (put.revision, put.json) for put in replica.records()}
                     look(run, name, dataset, selection, replica.revision, records)
-                run.history.repairs += [f"{name}: {repair}" for repair in replica.repairs]
-                if run.leaving.is_set():
+                run.history.complaints += [f"{name} had to be mended: {repair}" for repair in replica.repairs]
+                if run.leaving.is_set() or replica.repairs:
                     break

@@ -143,6 +143,8 @@ class Pager(Subscriber):
             token = page.token
             if page.events and page.events[-1].WhichOneof("event") == "checkpoint":
                 await asyncio.sleep(self.rng.uniform(0, 0.1))
+            elif not self.run.is_calm and self.rng.random() < 0.1:
+                await asyncio.sleep(0.8)  # inside a scan, long enough for a purge
 
 
 class FeedStream:

@@ -278,7 +278,7 @@ BROKEN = {
         ),
         ("count or digest", lambda h: alter(whole(h), 7, count=7)),
         ("the head is 5", lambda h: whole(h).__delitem__(slice(8, 11))),
-        ("had to be mended", lambda h: h.repairs.append("3 records")),
+        ("had to be mended", lambda h: h.complaints.append("replica had to be mended")),
         ("there never was", lambda h: alter(whole(h), 9, revision=8)),
     ],
 }

@@ -93,6 +93,8 @@ class Traffic:
         self.client = client
         self.crowd = crowd
         self.judged: dict[str, list[str]] = {}
+        self.catch_up_seconds = CATCH_UP_SECONDS
+        """When the faults are over all come to their end within this."""
         self._writing: list[asyncio.Task[None]] = []
         self._following: list[asyncio.Task[None]] = []
 
@@ -177,10 +179,10 @@ class Traffic:
         )
 
     def _write(self, work: Coroutine[Any, Any, None]) -> None:
-        self._writing.append(asyncio.create_task(work))
+        self._writing.append(asyncio.create_task(work, name=f"{work.__qualname__} {len(self._writing)}"))
 
     def _follow(self, work: Coroutine[Any, Any, None]) -> None:
-        self._following.append(asyncio.create_task(work))
+        self._following.append(asyncio.create_task(work, name=f"{work.__qualname__} {len(self._following)}"))
 
     # -- waiting ------------------------------------------------------------------------------------------
 
@@ -215,11 +217,7 @@ class Traffic:
         self.run.is_calm = True
         self.history.calm_since = time.monotonic()
         self.run.stopping.set()
-        try:
-            async with asyncio.timeout(CATCH_UP_SECONDS):
-                await asyncio.gather(*self._writing)
-        except TimeoutError:
-            raise AssertionError("a writer does not come to its end") from None
+        await asyncio.wait(self._writing, timeout=self.catch_up_seconds)
         async with self.server.client() as client:
             for dataset in DATASETS:
                 info = await client.get_dataset(dataset)
@@ -234,9 +232,8 @@ class Traffic:
 
     async def _all_at_the_head(self) -> None:
         """Wait for it; who is not there in the end is told by the validators."""
-        deadline = time.monotonic() + CATCH_UP_SECONDS
+        deadline = time.monotonic() + self.catch_up_seconds
         while time.monotonic() < deadline and not all(map(self._is_there, self.history.views)):
-            self.see_that_all_live()
             await asyncio.sleep(0.05)
 
     def _is_there(self, view: View) -> bool:
@@ -252,6 +249,11 @@ class Traffic:
 
     def judge(self) -> dict[str, list[str]]:
         """Violations by promise."""
+        for task in (*self._writing, *self._following):
+            if task in self._writing and not task.done():
+                self.history.complaints.append(f"{task.get_name()} does not come to its end")
+            elif task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                self.history.complaints.append(f"{task.get_name()} ended with {error!r}")
         recorder.collect(self.history, self.server.data)
         self.judged = judge(self.history)
         return self.judged

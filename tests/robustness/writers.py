@@ -175,13 +175,17 @@ class SessionWriter(Writer):
             return None
         epoch = self.sessions
         number = self.run.history.next_number()
-        puts = {key: record(self.rng, key, number) for key in self.rng.sample(self.keys, 6)}
+        keys = self.rng.sample(self.keys, 6)
+        puts = {key: record(self.rng, key, number) for key in keys}
         rows = list(puts.values())
         for sequence, start in enumerate(range(0, 6, 2), 1):
             if not await self._stage(session_id, sequence, rows[start : start + 2]):
                 return None
-        if late and not await self.open(mode):
-            return None
+        if late:
+            newer = await self.open(mode)
+            number_of_newer = self.run.history.next_number()
+            if not newer or not await self._stage(newer, 1, [record(self.rng, keys[0], number_of_newer)]):
+                return None
         request = session_pb.CloseSessionRequest(
             source=self.path, session_id=session_id, commit=commit, calls=3, request_id=new_request_id()
         )

@@ -1,0 +1,108 @@
+"""T118: what the checker is worth. Each planted fault is caught, and the same run without it passes."""
+
+import asyncio
+import signal
+
+import pytest
+
+from robustness.planted import CLIENT, SERVER, command
+from robustness.traffic import TINY, Crowd, Traffic, told
+from support.server_process import server_process
+
+SEED = 118
+SECONDS = 1.5
+ROUNDS = 4
+"""How often a run is tried before a fault counts as not caught; nearly all are caught by the first."""
+
+
+async def busy(directory, name):
+    """Everything at once on one server that keeps, sends and remembers little."""
+    async with server_process(directory, env=TINY, prefix=command(name)) as server:
+        async with Traffic.on(server, seed=SEED) as traffic:
+            traffic.catch_up_seconds = 3.0
+            await asyncio.sleep(SECONDS)
+            await traffic.settle()
+            return traffic.judge()
+
+
+async def killed(directory, name):
+    """The server dies where writes are durable and not answered, four times; then everybody tries again."""
+    crowd = Crowd(sensors=2, clones=0, swaps=0, subscribers=(), pagers=(), streams=(), copies=(), replicas=())
+    async with server_process(directory, env=TINY, prefix=command(name)) as server:
+        async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
+            for visit in (40, 25, 30, 35):
+                await server.stop()
+                await server.start(env={"SYNCLINE_FAILPOINTS": f"commit.after=kill@{visit}"})
+                assert await server.wait() == -signal.SIGKILL
+                await server.start()
+            traffic.catch_up_seconds = 5.0
+            await traffic.settle()
+            return traffic.judge()
+
+
+async def quiet(directory, name):
+    """Bookmarks are rare, so that only wake-ups bring what was written."""
+    settings = {key: value for key, value in TINY.items() if "CHECKPOINT" not in key}
+    crowd = Crowd(writers=2, sessions=0, swaps=0, sensors=0, clones=0, pagers=(), streams=(), replicas=())
+    async with server_process(directory, env=settings, prefix=command(name)) as server:
+        async with Traffic.on(server, seed=SEED, crowd=crowd, checkpoint_seconds=10.0) as traffic:
+            traffic.run.is_calm = True
+            traffic.catch_up_seconds = 2.0
+            await asyncio.sleep(SECONDS)
+            await traffic.settle()
+            return traffic.judge()
+
+
+PLANTED = {
+    "watermark_checked_only_at_connect": (busy, {"convergent", "filtered"}),
+    "stale_token_goes_on": (busy, {"convergent", "filtered"}),
+    "head_read_in_a_second_transaction": (busy, {"convergent", "ordered"}),
+    "checkpoint_at_the_cursor": (busy, {"convergent", "bookmarked"}),
+    "remove_only_what_matched": (busy, {"filtered"}),
+    "ring_by_arrival": (busy, {"convergent"}),
+    "bookmark_ahead_of_data": (busy, {"ordered", "convergent"}),
+    "frame_sent_twice": (busy, {"unique", "ordered"}),
+    "wake_up_lost": (quiet, {"convergent"}),
+    "reset_without_need": (busy, {"no_gratuitous_reset"}),
+    "purge_not_contiguous": (busy, {"convergent"}),
+    "acknowledged_before_commit": (busy, {"real_time", "reliable"}),
+    "requests_remembered_in_another_transaction": (killed, {"exactly_once"}),
+    "numbers_moved_in_another_transaction": (killed, {"exactly_once"}),
+    "clones_not_fenced": (busy, {"fenced"}),
+    "late_close_accepted": (busy, {"fenced", "reliable"}),
+    "reads_from_a_cache": (busy, {"real_time"}),
+    "token_before_data": (busy, {"convergent"}),
+    "reset_ignored": (busy, {"convergent"}),
+    "duplicate_applied_twice": (busy, {"convergent"}),
+}
+"""The run of each fault, and the promises that it breaks, one of which at least must tell."""
+
+SOUND = {"sound": (busy, killed, quiet), "announcements_are_lost": (busy,)}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+async def test_t118_a_planted_fault_is_caught(tmp_path, name):
+    run, promises = PLANTED[name]
+    for attempt in range(ROUNDS):
+        directory = tmp_path / f"{attempt}"
+        if name in CLIENT:
+            with CLIENT[name]():
+                judged = await run(directory, "sound")
+        else:
+            judged = await run(directory, name)
+        print(told(judged))
+        if promises & judged.keys():
+            return
+    pytest.fail(f"not caught in {ROUNDS} runs")
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [(name, run) for name, runs in SOUND.items() for run in runs], ids=lambda v: getattr(v, "__name__", v)
+)
+async def test_t118_the_same_run_without_a_fault_passes(tmp_path, name, run):
+    judged = await run(tmp_path, name)
+    assert not judged, told(judged)
+
+
+def test_every_planted_fault_has_its_test():
+    assert PLANTED.keys() == (SERVER.keys() | CLIENT.keys()) - SOUND.keys()
