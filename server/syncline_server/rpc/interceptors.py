@@ -153,6 +153,7 @@ class Edge:
                         entered.writing_since = now()
                         await context.write(message if type(message) is bytes else serialise(message))
                         entered.writing_since = None
+                        del message  # not kept while it waits for the next one: 256 KiB for each stream
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:
@@ -205,6 +206,7 @@ class Edge:
                         entered.writing_since = now()
                         await context.write(message if type(message) is bytes else serialise(message))
                         entered.writing_since = None
+                        del message
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
             finally:

@@ -88,6 +88,7 @@ class SyncService(SyncServiceServicer):
         async with aclosing(frames):
             async for frame in frames:
                 yield frame
+                del frame  # not kept while it waits for the next one
         raise Unavailable(
             "SHUTTING_DOWN",
             "the server is shutting down; connect again with the last token",

@@ -67,6 +67,7 @@ class UpdateFeedMethod:
             async with aclosing(stream.messages()) as messages:
                 async for message in messages:
                     yield message
+                    del message  # not kept while it waits for the next one
         finally:
             if timer is not None:
                 timer.cancel()
