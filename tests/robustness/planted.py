@@ -180,13 +180,13 @@ def frame_sent_twice() -> None:
 
 @server
 def wake_up_lost() -> None:
-    """Who waits is forgotten without being woken, now and then."""
+    """Who waits is forgotten without being woken, two times in three."""
     from syncline_server.feed.channel import Channel
 
     wake, count = Channel.wake, itertools.count(1)
 
     def forgetful(self: Any) -> None:
-        if next(count) % 10 == 0:
+        if next(count) % 3:
             self._waiters.clear()
         wake(self)
 
@@ -227,7 +227,8 @@ def purge_not_contiguous() -> None:
     """Purge drops tombstones above the watermark that it sets (F17)."""
     from syncline_server.store.sqlite import upkeep
 
-    upkeep._SET_WATERMARK = "UPDATE head SET purge_revision = max(0, ? - 10) WHERE dataset_number = ?"
+    upkeep._SET_WATERMARK = "UPDATE head SET purge_revision = max(0, ? - 1000) WHERE dataset_number = ?"
+    upkeep._PURGE_REVISIONS = "DELETE FROM revision WHERE dataset_number = ? AND revision < ? - 1000"
 
 
 # -- the store ----------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ CHANGED = {
     record_pb2.RECORD_STATUS_UPDATED,
     record_pb2.RECORD_STATUS_DELETED,
 }
-ATTEMPTS = 12
+ATTEMPTS = 40
+"""Some six seconds: longer than the server is ever away."""
 
 
 def record(rng: random.Random, key: str, number: int) -> bytes:
