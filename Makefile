@@ -40,7 +40,7 @@ setup: .venv/.stamp ## Make or update the environment in .venv
 	@touch $@
 
 lock: setup ## Compile requirements/*.txt anew from pyproject.toml and requirements/*.in
-	@$(COMPILE) --extra cli --extra server --extra uvloop --output-file requirements/dev.txt \
+	@$(COMPILE) --extra cli --extra server --extra postgres --extra uvloop --output-file requirements/dev.txt \
 		pyproject.toml requirements/dev.in
 	@$(COMPILE) --output-file requirements/proto.txt requirements/proto.in
 

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from support.postgres_cluster import PostgresCluster, running_cluster
 from support.store_values import BACKENDS, DURABLE, Backend, Bench
 from syncline_server.store.abc import Store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def postgres_cluster() -> Iterator[PostgresCluster]:
+    """One for all tests of this process; a test has databases of its own in it."""
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=BACKENDS)

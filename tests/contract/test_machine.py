@@ -297,6 +297,10 @@ def _told(appended: Any) -> Any:
     return replace(appended, head=replace(appended.head, commit_id=b""))
 
 
+EXAMPLES = {"sqlite": 30, "postgres": 8}
+"""Many statements a step, and each of them a round trip to a server."""
+
+
 @pytest.mark.parametrize("name", DURABLE)
 def test_t47_the_store_does_what_the_model_does(name: str) -> None:
     """T47 on store level."""
@@ -305,7 +309,7 @@ def test_t47_the_store_does_what_the_model_does(name: str) -> None:
     run_state_machine_as_test(
         type("Bound", (Machine,), {"backend_name": name}),
         settings=settings(
-            max_examples=30,
+            max_examples=EXAMPLES[name],
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
+from support.postgres_cluster import run_apart, shared_cluster
 from support.store_model import ModelStore
 from syncline_server.model import (
     Commit,
@@ -31,6 +32,8 @@ from syncline_server.model import (
     Upserts,
 )
 from syncline_server.store.abc import GroupResult, Store
+from syncline_server.store.postgres import open_store as open_postgres
+from syncline_server.store.postgres.fsck import fsck as fsck_postgres
 from syncline_server.store.sqlite import open_store
 from syncline_server.store.sqlite.fsck import fsck
 
@@ -57,6 +60,7 @@ class Backend(Protocol):
     """Something that makes stores: opening it again finds what was there."""
 
     clock: HeldClock
+    begins_history_when_opened: bool
 
     def open(self) -> Any: ...
     def check(self) -> None: ...
@@ -64,6 +68,8 @@ class Backend(Protocol):
 
 class ModelBackend:
     """The reference model itself, so that the oracle keeps the contract too."""
+
+    begins_history_when_opened = False
 
     def __init__(self, directory: Path) -> None:
         self.clock = HeldClock()
@@ -79,6 +85,8 @@ class ModelBackend:
 
 class SqliteBackend:
     """The embedded store."""
+
+    begins_history_when_opened = True
 
     def __init__(self, directory: Path) -> None:
         self.clock = HeldClock()
@@ -96,8 +104,32 @@ class SqliteBackend:
             assert report.ok, report.problems
 
 
-BACKENDS = {"model": ModelBackend, "sqlite": SqliteBackend}
-DURABLE = ("sqlite",)
+class PostgresBackend:
+    """The store of many nodes, in a database of its own on the cluster that the tests share."""
+
+    begins_history_when_opened = False
+    """Nodes that open one database share its history."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = HeldClock()
+        self.cluster = shared_cluster()
+        self.name = self.cluster.new_database()
+        self.dsn = self.cluster.dsn(self.name)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Store]:
+        async with open_postgres(self.dsn, clock=self.clock, reader_connections=2) as store:
+            yield store
+
+    def check(self) -> None:
+        """T16 for this store."""
+        report = run_apart(fsck_postgres(self.dsn))
+        assert report.ok, report.problems
+        self.cluster.give_back(self.name)
+
+
+BACKENDS = {"model": ModelBackend, "sqlite": SqliteBackend, "postgres": PostgresBackend}
+DURABLE = ("sqlite", "postgres")
 """Backends whose contents survive that they are opened again."""
 
 

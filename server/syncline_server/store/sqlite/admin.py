@@ -15,6 +15,7 @@ from typing import Final
 from syncline_server.clock import Clock, SystemClock
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.migrate import Migration
+from syncline_server.store.report import FsckReport
 from syncline_server.store.sqlite.connection import READER, WRITER, open_plain
 from syncline_server.store.sqlite.files import (
     PRIVATE_FILE,
@@ -22,7 +23,7 @@ from syncline_server.store.sqlite.files import (
     exclusive_lock,
     sync_directory,
 )
-from syncline_server.store.sqlite.fsck import FsckReport, fsck
+from syncline_server.store.sqlite.fsck import fsck
 from syncline_server.store.sqlite.schema import append_history, apply_migration, missing_migrations
 
 Progress = Callable[[int, int], None]

@@ -1,9 +1,8 @@
 """Checks that a database file is what it promises to be, without changing it."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -11,14 +10,12 @@ from typing import Any, Final
 from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Dataset
 from syncline_server.store.abc import StoreRefused
+from syncline_server.store.report import DatasetFacts, FsckReport, Progress
 from syncline_server.store.sqlite.catalog import datasets_after
 from syncline_server.store.sqlite.columns import integers
 from syncline_server.store.sqlite.connection import READER, open_plain
 from syncline_server.store.sqlite.group import SLOT_BITS
 from syncline_server.store.sqlite.schema import missing_migrations
-
-Progress = Callable[[str, int], None]
-"""Called with a dataset's id and the number of its records that were checked."""
 
 CHUNK_ROWS: Final = 2_000
 CHUNK_BYTES: Final = 8 << 20
@@ -116,30 +113,6 @@ FROM (SELECT r.slot, r.record_id, r.data, r.revision, e.hash,
       LEFT JOIN entry e ON e.dataset_number = ?1 AND e.record_id = r.record_id)
 WHERE total <= ?4 OR place = 1
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetFacts:
-    """What was found in a dataset."""
-
-    dataset_id: str
-    revision: int
-    record_count: int
-    tombstones: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FsckReport:
-    """What ``fsck`` found. ``problems`` are sentences, the first the most important."""
-
-    problems: tuple[str, ...]
-    datasets: tuple[DatasetFacts, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no problem."""
-        return not self.problems
 
 
 def fsck(path: Path, *, progress: Progress | None = None) -> FsckReport:

@@ -1,0 +1,309 @@
+"""A group of commits: a look, a plan, and one call that applies it if nothing changed since the look.
+
+The look is one statement, so one snapshot, and locks nothing. The plan is worked out in memory. The call locks the
+datasets in the order of their numbers, compares the versions that the look saw, and writes: no lock is held over a
+round trip (hazard F49). If a version has moved, nothing is written, and the same is done again under the locks.
+
+So a call whose answer was lost is harmless: whenever it arrives, it writes only if nobody wrote in between, and
+whoever retries the request sees, under the lock, whether it did (hazard F50).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Final, cast
+
+import msgspec
+
+from syncline_server.errors import SynclineError
+from syncline_server.model import (
+    Commit,
+    CommitResult,
+    Head,
+    IdentityKind,
+    RecordScope,
+    SessionMode,
+)
+from syncline_server.store.carried import Carried
+from syncline_server.store.plan import (
+    DatasetState,
+    Entry,
+    Known,
+    Plan,
+    ProducerRow,
+    SessionState,
+    SourceState,
+    call_request_id,
+    record_ids_by_dataset,
+)
+from syncline_server.store.postgres.connection import Connection
+from syncline_server.store.postgres.requests import answer_of, columns_of
+
+# $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
+# $7 and $8 datasets and record ids, side by side. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
+_LOOK: Final = """
+SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
+    (SELECT json_agg(json_build_array(
+            d.number, d.generation, encode(d.incarnation, 'hex'), d.record_scope, d.identity_kind, h.revision,
+            encode(h.commit_id, 'hex'), h.record_count, encode(h.digest, 'hex'), h.commit_time_us, h.purge_revision,
+            h.last_position, h.version))::text
+        FROM dataset d JOIN head h ON h.dataset_number = d.number WHERE d.number = ANY ($2::bigint[])),
+    (SELECT json_agg(json_build_array(number, dataset_number, source_id, disabled))::text
+        FROM source WHERE number = ANY ($3::bigint[])),
+    (SELECT json_agg(json_build_array(session_id, source_number, mode, calls, records))::text
+        FROM session WHERE session_id = ANY ($4::text[])),
+    (SELECT json_agg(json_build_array(request_id, encode(fingerprint, 'hex'), revision, changed,
+            encode(statuses, 'hex'), record_ids, created, updated, unchanged, deleted, calls, kept))::text
+        FROM request WHERE request_id = ANY ($5::text[])),
+    (SELECT json_agg(json_build_array(number, source_number, producer_id, epoch, last_sequence))::text
+        FROM producer WHERE number = ANY ($6::bigint[]) AND last_sequence >= 0),
+    found.*
+FROM (SELECT array_agg(k.number), array_agg(e.position), array_agg(e.revision),
+             array_agg(coalesce(e.hash, '')), array_agg(e.source_number)
+      FROM unnest($7::bigint[], $8::text[]) WITH ORDINALITY k (dataset_number, record_id, number)
+      CROSS JOIN LATERAL (
+          SELECT position, revision, hash, source_number FROM entry
+          WHERE dataset_number = k.dataset_number AND record_id = k.record_id LIMIT 1) e) found
+"""
+_APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 54)) + ")"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A group with its verdicts, ready to be applied."""
+
+    results: list[CommitResult | SynclineError]
+    plan: Plan
+    arguments: Sequence[Any] | None
+    """Of ``apply_group_1``; None: there is nothing to write."""
+
+    def carry(self, carried: Carried) -> None:
+        """Note what was done, once it is durable."""
+        for dataset in self.plan.known.datasets.values():
+            carried.add(dataset.number, dataset.first_head, dataset.head, dataset.changes)
+
+
+def ahead(random_bytes: Callable[[int], bytes], size: int) -> Callable[[int], bytes]:
+    """The same source, asked once for ``size`` bytes."""
+    return BytesIO(random_bytes(size)).read
+
+
+async def judge_group(
+    connection: Connection,
+    commits: Sequence[Commit],
+    *,
+    held_us: int | None,
+    random_bytes: Callable[[int], bytes],
+) -> Judged:
+    """Look and plan. Upserts and Deletes alone."""
+    known, versions, now_us = await look(connection, commits, held_us=held_us)
+    stored = {number: frozenset(dataset.entries) for number, dataset in known.datasets.items()}
+    plan = Plan(known=known, now_us=now_us, random_bytes=ahead(random_bytes, 8 * len(commits)))
+    results = [plan.judge(commit) for commit in commits]
+    return Judged(results=results, plan=plan, arguments=_arguments(plan, versions, stored))
+
+
+async def look(
+    connection: Connection, commits: Sequence[Commit], *, held_us: int | None
+) -> tuple[Known, dict[int, int], int]:
+    """Read everything that the commits name, the versions of the heads by dataset, and the time, in one snapshot."""
+    identities = {c.identity.request_id for c in commits if c.identity is not None and not c.dry_run}
+    identities.update(filter(None, map(call_request_id, commits)))
+    named = record_ids_by_dataset(commits)
+    numbers = [number for number, record_ids in named.items() for _ in range(len(record_ids))]
+    ids = [record_id for record_ids in named.values() for record_id in record_ids]
+    row = await connection.fetchrow(
+        _LOOK,
+        held_us,
+        list({c.dataset_number for c in commits}),
+        list({c.source_number for c in commits}),
+        list({c.session_id for c in commits if c.session_id}),
+        list(identities),
+        list({c.producer.producer_number for c in commits if c.producer is not None}),
+        numbers,
+        ids,
+    )
+    now_us, datasets, sources, sessions, answers, producers, *entries = row
+    decoded = [
+        msgspec.json.decode(column) if column else []
+        for column in (datasets, sources, sessions, answers, producers)
+    ]
+    known = _known(*decoded)
+    if entries[0] is not None:
+        _fill_entries(known, numbers, ids, entries)
+    return known, {one[0]: one[12] for one in decoded[0]}, now_us
+
+
+def _fill_entries(known: Known, numbers: list[int], ids: list[str], columns: Sequence[Any]) -> None:
+    ordinals, positions, revisions, hashes, sources = columns
+    rows: list[Entry] = list(zip(positions, revisions, hashes, sources, strict=True))
+    if len(known.datasets) == 1 and numbers[0] == numbers[-1]:
+        (dataset,) = known.datasets.values()
+        dataset.entries = dict(zip([ids[ordinal - 1] for ordinal in ordinals], rows, strict=True))
+        return
+    for ordinal, entry in zip(ordinals, rows, strict=True):
+        dataset_or_none = known.datasets.get(numbers[ordinal - 1])
+        if dataset_or_none is not None:  # upkeep has not removed the entries of a deleted one yet
+            dataset_or_none.entries[ids[ordinal - 1]] = entry
+
+
+def _known(
+    datasets: Sequence[Any],
+    sources: Sequence[Any],
+    sessions: Sequence[Any],
+    answers: Sequence[Any],
+    producers: Sequence[Any],
+) -> Known:
+    unhex = bytes.fromhex
+    return Known(
+        datasets={row[0]: _dataset_state(row) for row in datasets},
+        sources={
+            row[0]: SourceState(number=row[0], dataset_number=row[1], source_id=row[2], disabled=row[3])
+            for row in sources
+        },
+        sessions={
+            row[0]: SessionState(
+                session_id=row[0],
+                source_number=row[1],
+                mode=SessionMode(row[2]),
+                calls=row[3],
+                records=row[4],
+            )
+            for row in sessions
+        },
+        producers={
+            row[0]: ProducerRow(
+                number=row[0], source_number=row[1], producer_id=row[2], epoch=row[3], last_sequence=row[4]
+            )
+            for row in producers
+        },
+        answers={row[0]: (unhex(row[1]), answer_of([*row[2:4], unhex(row[4]), *row[5:]])) for row in answers},
+    )
+
+
+def _dataset_state(row: Sequence[Any]) -> DatasetState:
+    head = Head(
+        revision=row[5],
+        commit_id=bytes.fromhex(row[6]),
+        record_count=row[7],
+        digest=int(row[8], 16),
+        commit_time_us=row[9],
+        purge_revision=row[10],
+        last_position=row[11],
+    )
+    return DatasetState(
+        number=row[0],
+        generation=row[1],
+        incarnation=bytes.fromhex(row[2]),
+        scope=RecordScope(row[3]),
+        identity_kind=IdentityKind(row[4]),
+        head=head,
+        first_head=head,
+    )
+
+
+def _arguments(
+    plan: Plan, versions: dict[int, int], stored: dict[int, frozenset[str]]
+) -> Sequence[Any] | None:
+    known = plan.known
+    producers = [producer for producer in known.producers.values() if producer.changed]
+    sessions = [session for session in known.sessions.values() if session.changed]
+    if not plan.received:
+        return None  # whatever is accepted counts as received
+    touched = _touched(plan)
+    return [
+        plan.now_us,
+        *_heads(touched, versions),
+        *_changes(plan, touched, stored),
+        *_columns([(d.number, position) for d in touched for position in d.replaced], 2),
+        *_columns([(d.number, *owner) for d in touched for owner in d.taken_over.items()], 3),
+        *_revisions(plan),
+        *columns_of(plan.requests, now_us=plan.now_us),
+        sorted(plan.received),
+        *_columns([(p.number, p.last_sequence) for p in sorted(producers, key=lambda p: p.number)], 2),
+        *_columns([(s.session_id, s.calls, s.records) for s in sessions], 3),
+    ]
+
+
+def _touched(plan: Plan) -> list[DatasetState]:
+    """Datasets that something is written of, in the order in which they are locked."""
+    numbers = {plan.known.sources[number].dataset_number for number in plan.received}
+    return [plan.known.datasets[number] for number in sorted(numbers)]
+
+
+def _heads(datasets: Sequence[DatasetState], versions: dict[int, int]) -> tuple[Sequence[Any], ...]:
+    heads = [dataset.head for dataset in datasets]
+    return (
+        [dataset.number for dataset in datasets],
+        [versions[dataset.number] for dataset in datasets],
+        [head.revision for head in heads],
+        [head.commit_id for head in heads],
+        [head.record_count for head in heads],
+        [head.digest.to_bytes(16, "big") for head in heads],
+        [head.commit_time_us for head in heads],
+        [head.last_position for head in heads],
+    )
+
+
+def _changes(
+    plan: Plan, datasets: Sequence[DatasetState], stored: dict[int, frozenset[str]]
+) -> Sequence[Sequence[Any]]:
+    columns: list[list[Any]] = [[] for _ in range(11)]
+    for dataset in datasets:
+        changes = dataset.changes
+        if not changes:
+            continue
+        ids = list(changes)
+        positions, revisions, reasons, data = zip(*changes.values(), strict=True)
+        entries = dataset.entries
+        rows = [entries[record_id] for record_id in ids]
+        known, kept = stored[dataset.number], dataset.kept
+        for column, values in zip(
+            columns,
+            (
+                [dataset.number] * len(ids),
+                positions,
+                revisions,
+                [plan.commit_time_us(dataset)] * len(ids),
+                reasons,
+                ids,
+                data,
+                [row[2] or None for row in rows],
+                [row[3] for row in rows],
+                [record_id in known for record_id in ids],
+                [record_id in kept for record_id in ids],
+            ),
+            strict=True,
+        ):
+            column.extend(cast("Sequence[Any]", values))
+    return columns
+
+
+def _revisions(plan: Plan) -> tuple[Sequence[Any], ...]:
+    return _columns(
+        [
+            (
+                row.dataset_number,
+                row.revision,
+                row.commit_id,
+                row.commit_time_us,
+                row.key_id,
+                row.source_number,
+                row.reason,
+                row.puts,
+                row.deletes,
+            )
+            for row in plan.revisions
+        ],
+        9,
+    )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> tuple[Sequence[Any], ...]:
+    """The rows as columns."""
+    return tuple(zip(*rows, strict=True)) if rows else ((),) * width
+
+
+async def apply(connection: Connection, judged: Judged) -> bool:
+    """Write what a plan has gathered, unless something has changed since the look; whether it was written."""
+    return bool(await connection.fetchval(_APPLY, *judged.arguments or ()))

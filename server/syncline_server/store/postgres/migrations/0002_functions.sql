@@ -1,0 +1,140 @@
+-- What a node does under a lock is one call of one function, so that no lock is held while a network or a node is slow.
+-- Joins go by nested loops over the keys: the tables may have grown a thousandfold since a plan was made.
+
+-- Write what a group of commits does, if nothing that it was worked out from has changed since; whether it was.
+-- h_: datasets in the order of their numbers, with the versions that were read and the heads to be. c_: records that
+-- change, in the order of their positions; known: there is an entry, kept: it keeps its time of creation. g_: rows
+-- that are no longer the newest. o_: unchanged records that go over to another source. v_: revisions. q_: requests.
+-- s_: sources that something was received from. p_: producers. t_: stream sessions.
+CREATE FUNCTION apply_group_1(
+    now_us bigint,
+    h_dataset bigint[], h_version bigint[], h_revision bigint[], h_commit_id bytea[], h_count bigint[],
+    h_digest bytea[], h_time bigint[], h_position bigint[],
+    c_dataset bigint[], c_position bigint[], c_revision bigint[], c_time bigint[], c_reason smallint[],
+    c_record_id text[], c_data bytea[], c_hash bytea[], c_source bigint[], c_known boolean[], c_kept boolean[],
+    g_dataset bigint[], g_position bigint[],
+    o_dataset bigint[], o_record_id text[], o_source bigint[],
+    v_dataset bigint[], v_revision bigint[], v_commit_id bytea[], v_time bigint[], v_key text[], v_source bigint[],
+    v_reason smallint[], v_puts bigint[], v_deletes bigint[],
+    q_id text[], q_fingerprint bytea[], q_until bigint[], q_revision bigint[], q_changed boolean[], q_statuses bytea[],
+    q_record_ids text[], q_created bigint[], q_updated bigint[], q_unchanged bigint[], q_deleted bigint[],
+    q_calls bigint[], q_kept bigint[],
+    s_number bigint[],
+    p_number bigint[], p_sequence bigint[],
+    t_session text[], t_calls bigint[], t_records bigint[]
+) RETURNS boolean LANGUAGE plpgsql
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    found_version bigint;
+BEGIN
+    FOR i IN 1 .. cardinality(h_dataset) LOOP
+        SELECT version INTO found_version FROM head WHERE dataset_number = h_dataset[i] FOR UPDATE;
+        IF found_version IS DISTINCT FROM h_version[i] THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    IF cardinality(g_position) > 0 THEN
+        DELETE FROM record r USING unnest(g_dataset, g_position) g (dataset_number, position)
+        WHERE r.dataset_number = g.dataset_number AND r.position = g.position;
+    END IF;
+    IF cardinality(c_position) > 0 THEN
+        INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
+        SELECT * FROM unnest(c_dataset, c_position, c_revision, c_time, c_reason, c_record_id, c_data);
+        IF true = ANY (c_known) THEN
+            UPDATE entry e SET position = c.position, revision = c.revision, source_number = c.source_number,
+                hash = c.hash, create_time_us = CASE WHEN c.kept THEN e.create_time_us ELSE c.time_us END
+            FROM unnest(c_dataset, c_record_id, c_position, c_revision, c_source, c_time, c_hash, c_known, c_kept)
+                c (dataset_number, record_id, position, revision, source_number, time_us, hash, known, kept)
+            WHERE c.known AND e.dataset_number = c.dataset_number AND e.record_id = c.record_id;
+        END IF;
+        IF false = ANY (c_known) THEN
+            INSERT INTO entry (dataset_number, record_id, position, revision, source_number, create_time_us, hash)
+            SELECT c.dataset_number, c.record_id, c.position, c.revision, c.source_number, c.time_us, c.hash
+            FROM unnest(c_dataset, c_record_id, c_position, c_revision, c_source, c_time, c_hash, c_known)
+                c (dataset_number, record_id, position, revision, source_number, time_us, hash, known)
+            WHERE NOT c.known;
+        END IF;
+        INSERT INTO revision (dataset_number, revision, commit_id, commit_time_us, key_id, source_number, reason, puts,
+            deletes)
+        SELECT * FROM unnest(v_dataset, v_revision, v_commit_id, v_time, v_key, v_source, v_reason, v_puts, v_deletes);
+    END IF;
+    IF cardinality(o_source) > 0 THEN
+        UPDATE entry e SET source_number = o.source_number
+        FROM unnest(o_dataset, o_record_id, o_source) o (dataset_number, record_id, source_number)
+        WHERE e.dataset_number = o.dataset_number AND e.record_id = o.record_id;
+    END IF;
+    IF cardinality(q_id) > 0 THEN
+        INSERT INTO request (request_id, fingerprint, remember_until_us, revision, changed, statuses, record_ids,
+            created, updated, unchanged, deleted, calls, kept)
+        SELECT * FROM unnest(q_id, q_fingerprint, q_until, q_revision, q_changed, q_statuses, q_record_ids, q_created,
+            q_updated, q_unchanged, q_deleted, q_calls, q_kept);
+    END IF;
+    UPDATE source SET last_received_us = now_us WHERE number = ANY (s_number);
+    IF cardinality(p_number) > 0 THEN
+        UPDATE producer SET last_sequence = p.last_sequence, last_received_us = now_us
+        FROM unnest(p_number, p_sequence) p (number, last_sequence) WHERE producer.number = p.number;
+    END IF;
+    IF cardinality(t_session) > 0 THEN
+        UPDATE session SET calls = t.calls, records = t.records, active_time_us = now_us
+        FROM unnest(t_session, t_calls, t_records) t (session_id, calls, records)
+        WHERE session.session_id = t.session_id;
+    END IF;
+    FOR i IN 1 .. cardinality(h_dataset) LOOP
+        UPDATE head SET version = version + 1, revision = h_revision[i], commit_id = h_commit_id[i],
+            record_count = h_count[i], digest = h_digest[i], commit_time_us = h_time[i], last_position = h_position[i]
+        WHERE dataset_number = h_dataset[i];
+    END LOOP;
+    RETURN true;
+END
+$$;
+
+-- Keep one call of an accrue or replace session. ``verdict``: 'kept'; 'invalid': no such session; 'gap'; 'request' or
+-- 'number': accepted before, under this request id with ``proof`` as fingerprint, or with this number and ``proof`` as
+-- content. ``calls`` and ``records`` are those of the session after this call, or after that earlier one.
+CREATE FUNCTION stage_1(
+    name text, source bigint, asked_number bigint, request text, request_fingerprint bytea, call_content bytea,
+    record_ids text[], hashes bytea[], bodies bytea[], now_us bigint,
+    OUT verdict text, OUT calls bigint, OUT records bigint, OUT proof bytea
+) LANGUAGE plpgsql
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    present session%ROWTYPE;
+BEGIN
+    SELECT * INTO present FROM session s
+    WHERE s.session_id = name AND s.source_number = source AND s.mode <> 1 FOR UPDATE;
+    IF NOT FOUND THEN
+        verdict := 'invalid';
+        RETURN;
+    END IF;
+    IF request IS NOT NULL THEN
+        SELECT 'request', c.number, c.records, c.fingerprint INTO verdict, calls, records, proof
+        FROM staged_call c WHERE c.session_number = present.number AND c.request_id = request;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF asked_number BETWEEN 1 AND present.calls THEN
+        SELECT 'number', c.number, c.records, c.content INTO verdict, calls, records, proof
+        FROM staged_call c WHERE c.session_number = present.number AND c.number = asked_number;
+        RETURN;
+    END IF;
+    calls := present.calls + 1;
+    records := present.records + cardinality(record_ids);
+    IF asked_number > calls THEN
+        verdict := 'gap';
+        RETURN;
+    END IF;
+    INSERT INTO staged (session_number, record_id, ordinal, hash, data)
+    SELECT present.number, a.record_id, present.records + a.ordinal, a.hash, a.data
+    FROM unnest(record_ids, hashes, bodies) WITH ORDINALITY a (record_id, hash, data, ordinal)
+    ON CONFLICT (session_number, record_id) DO UPDATE SET ordinal = excluded.ordinal, hash = excluded.hash,
+        data = excluded.data;
+    INSERT INTO staged_call (session_number, number, request_id, fingerprint, content, records)
+    VALUES (present.number, calls, request, request_fingerprint, call_content, records);
+    UPDATE session s SET calls = stage_1.calls, records = stage_1.records, active_time_us = now_us
+    WHERE s.session_id = name;
+    verdict := 'kept';
+END
+$$;

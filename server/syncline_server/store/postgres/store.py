@@ -1,0 +1,527 @@
+"""The PostgreSQL store: the contract's methods, each a function handed a connection.
+
+Any number of nodes may have one store open. What one of them does is seen by the others through the database alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from syncline_server import failpoints
+from syncline_server.clock import SystemClock
+from syncline_server.errors import SynclineError
+from syncline_server.model import (
+    Appended,
+    Commit,
+    CommitResult,
+    Dataset,
+    Deletes,
+    EntryPage,
+    Head,
+    Key,
+    Page,
+    Producer,
+    Record,
+    Replica,
+    RequestIdentity,
+    Session,
+    SessionCommit,
+    Source,
+    Upserts,
+)
+from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
+from syncline_server.store.carried import Carried
+from syncline_server.store.plan import check_fingerprint
+from syncline_server.store.postgres import (
+    catalog,
+    group,
+    producers,
+    reads,
+    rebuild,
+    replicas,
+    requests,
+    sessions,
+    upkeep,
+)
+from syncline_server.store.postgres.connection import Connection
+from syncline_server.store.postgres.database import Database
+
+T = TypeVar("T")
+
+RECLAIM_STEPS: Final = 50
+"""Transactions with which one ``maintain`` removes rows that nobody can reach any more."""
+LOCKED_GROUPS: Final = 16
+"""After another node was faster, so many groups are worked out under the lock at once."""
+
+
+class PostgresStore(Store):
+    """A store in a PostgreSQL database. Made by ``open_store``."""
+
+    def __init__(self, *, info: StoreInfo, database: Database, random_bytes: Callable[[int], bytes]) -> None:
+        self.info = info
+        self.failed = database.failed
+        """Set when the process should end and be started again: the database is another one than it was."""
+        self._database = database
+        self._random_bytes = random_bytes
+        self._clock = SystemClock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._locked_groups = 0
+
+    async def finish(self) -> None:
+        """Wait for whatever outlived its caller."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _detached(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a write; a caller that is cancelled leaves it running, so that it ends as if the caller were there."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have gone; nobody else is to be told
+
+    async def _write(self, work: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """One transaction, which is told the time."""
+
+        async def timed(connection: Connection) -> T:
+            now_us = await self._database.now_us(connection)
+            return await work(connection, *args, now_us=now_us, **kwargs)
+
+        return await self._detached(self._database.transact(timed))
+
+    async def _transact(self, work: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        return await self._detached(self._database.transact(work, *args, **kwargs))
+
+    # -- catalog ------------------------------------------------------------------------------------------
+
+    async def create_dataset(self, dataset: Dataset, *, identity: RequestIdentity | None = None) -> Dataset:
+        """See Store."""
+        return await self._write(catalog.create_dataset, dataset, identity)
+
+    async def get_dataset(self, dataset_id: str) -> Dataset:
+        """See Store."""
+        return await self._database.read(catalog.dataset_by_id, dataset_id)
+
+    async def list_datasets(self, *, after: str = "", limit: int) -> Sequence[Dataset]:
+        """See Store."""
+        return await self._database.read(catalog.datasets_after, after, limit)
+
+    async def update_dataset(
+        self, dataset: Dataset, *, expected_generation: int, identity: RequestIdentity | None = None
+    ) -> Dataset:
+        """See Store."""
+        return await self._write(catalog.update_dataset, dataset, expected_generation, identity)
+
+    async def rekey(
+        self,
+        dataset: Dataset,
+        make_record_id: Callable[[bytes, str], str],
+        *,
+        expected_generation: int,
+        identity: RequestIdentity | None = None,
+    ) -> tuple[Dataset, Appended | None]:
+        """See Store. ``make_record_id`` runs on a thread of the event loop's executor."""
+        return await self._write(
+            rebuild.rekey,
+            dataset,
+            make_record_id,
+            expected_generation,
+            identity,
+            random_bytes=self._random_bytes,
+        )
+
+    async def delete_dataset(
+        self, dataset_number: int, *, expected_generation: int | None, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(catalog.delete_dataset, dataset_number, expected_generation, identity)
+
+    async def create_source(self, source: Source, *, identity: RequestIdentity | None = None) -> Source:
+        """See Store."""
+        return await self._write(catalog.create_source, source, identity)
+
+    async def get_source(self, dataset_id: str, source_id: str) -> Source:
+        """See Store."""
+        return await self._database.read(catalog.source_by_id, dataset_id, source_id)
+
+    async def list_sources(self, dataset_id: str, *, after: str = "", limit: int) -> Sequence[Source]:
+        """See Store."""
+        return await self._database.read(catalog.sources_after, dataset_id, after, limit)
+
+    async def update_source(
+        self, source: Source, *, expected_generation: int, identity: RequestIdentity | None = None
+    ) -> Source:
+        """See Store."""
+        return await self._write(catalog.update_source, source, expected_generation, identity)
+
+    async def delete_source(
+        self, source: Source, *, expected_generation: int | None, identity: RequestIdentity | None = None
+    ) -> Appended | None:
+        """See Store."""
+        return await self._write(
+            rebuild.delete_source, source, expected_generation, identity, random_bytes=self._random_bytes
+        )
+
+    async def create_key(self, key: Key, *, identity: RequestIdentity | None = None) -> Key:
+        """See Store."""
+        return await self._write(catalog.create_key, key, identity)
+
+    async def get_key(self, key_id: str) -> Key:
+        """See Store."""
+        return await self._database.read(catalog.key_by_id, key_id)
+
+    async def list_keys(self, *, after: str = "", limit: int) -> Sequence[Key]:
+        """See Store."""
+        return await self._database.read(catalog.keys_after, after, limit)
+
+    async def update_key(
+        self, key: Key, *, expected_generation: int, identity: RequestIdentity | None = None
+    ) -> Key:
+        """See Store."""
+        return await self._write(catalog.update_key, key, expected_generation, identity)
+
+    async def delete_key(
+        self, key_id: str, *, expected_generation: int | None, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(catalog.delete_key, key_id, expected_generation, identity)
+
+    async def touch_keys(self, last_used_us: dict[str, int]) -> None:
+        """See Store."""
+        await self._transact(catalog.touch_keys, last_used_us)
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    async def commit(self, commits: Sequence[Commit], *, carry_changes: int = 10_000) -> GroupResult:
+        """See Store."""
+        return await self._detached(self._commit(commits, carry_changes))
+
+    async def _commit(self, commits: Sequence[Commit], carry_changes: int) -> GroupResult:
+        carried = Carried(carry_changes)
+        results: list[CommitResult | SynclineError] = []
+        started, sync_seconds = self._clock.monotonic(), 0.0
+        for part in _parts(commits):
+            try:
+                if isinstance(part[0].write, SessionCommit):
+                    results += await self._commit_session(part[0], carried, carry_changes)
+                else:
+                    verdicts, seconds = await self._commit_group(part, carried)
+                    results += verdicts
+                    sync_seconds += seconds
+            except SynclineError as error:
+                if not results:
+                    raise
+                results += [error] * (len(commits) - len(results))
+                break
+        return GroupResult(
+            results=results,
+            appended=carried.appended(),
+            transaction_seconds=self._clock.monotonic() - started,
+            sync_seconds=sync_seconds,
+        )
+
+    async def _commit_group(
+        self, commits: Sequence[Commit], carried: Carried
+    ) -> tuple[list[CommitResult | SynclineError], float]:
+        """Verdicts, and the time of the call that writes and waits for the disk."""
+        failpoints.hit("commit.before")
+        done: tuple[group.Judged, float] | None = None
+        if self._locked_groups:
+            self._locked_groups -= 1
+        else:
+            # A request id that another node uses at this moment, on another dataset, shows under the locks.
+            with suppress(asyncpg.UniqueViolationError):
+                async with self._database.writing() as connection:
+                    done = await self._look_and_apply(connection, commits)
+        if done is None:
+            done = await self._database.transact(self._lock_and_apply, commits)
+        judged, seconds = done
+        failpoints.hit("commit.after")
+        judged.carry(carried)
+        return judged.results, seconds
+
+    async def _look_and_apply(
+        self, connection: Connection, commits: Sequence[Commit]
+    ) -> tuple[group.Judged, float] | None:
+        """Work the group out without locks; None when something changed meanwhile."""
+        judged = await group.judge_group(
+            connection, commits, held_us=self._database.held_us, random_bytes=self._random_bytes
+        )
+        if judged.arguments is None:
+            return judged, 0.0
+        started = self._clock.monotonic()
+        if not await group.apply(connection, judged):
+            self._locked_groups = LOCKED_GROUPS
+            return None
+        return judged, self._clock.monotonic() - started
+
+    async def _lock_and_apply(
+        self, connection: Connection, commits: Sequence[Commit]
+    ) -> tuple[group.Judged, float]:
+        """The same with the datasets locked from the look on, which always comes to an end."""
+        await catalog.lock_datasets(connection, {commit.dataset_number for commit in commits})
+        done = await self._look_and_apply(connection, commits)
+        assert done is not None, "nobody else can change a dataset that is locked"
+        return done
+
+    async def _commit_session(
+        self, commit: Commit, carried: Carried, carry_changes: int
+    ) -> list[CommitResult | SynclineError]:
+        return await self._database.transact(
+            sessions.commit_session,
+            commit,
+            carried,
+            carry_changes,
+            held_us=self._database.held_us,
+            random_bytes=self._random_bytes,
+        )
+
+    async def find_answer(self, identity: RequestIdentity) -> CommitResult | None:
+        """See Store."""
+        found = await self._database.read(requests.find_answer, identity.request_id)
+        if found is None:
+            return None
+        check_fingerprint(identity, found[0])
+        return found[1]
+
+    async def forget_requests(self, *, before_us: int, limit: int) -> int:
+        """See Store."""
+        return await self._transact(requests.forget, before_us=before_us, limit=limit)
+
+    # -- sessions -----------------------------------------------------------------------------------------
+
+    async def open_session(self, session: Session, *, identity: RequestIdentity | None = None) -> Session:
+        """See Store."""
+        return await self._write(sessions.open_session, session, identity)
+
+    async def get_session(self, session_id: str, *, source_number: int) -> Session:
+        """See Store."""
+        return await self._database.read(sessions.session_by_id, session_id, source_number)
+
+    async def stage(
+        self,
+        session_id: str,
+        write: Upserts | Deletes,
+        *,
+        source_number: int,
+        sequence: int = 0,
+        identity: RequestIdentity | None = None,
+    ) -> StagedCall:
+        """See Store."""
+        return await self._detached(
+            self._stage(session_id, write, source_number=source_number, sequence=sequence, identity=identity)
+        )
+
+    async def _stage(self, session_id: str, write: Upserts | Deletes, **named: Any) -> StagedCall:
+        async with self._database.writing() as connection:
+            staged = await sessions.stage(
+                connection, session_id, write, held_us=self._database.held_us, **named
+            )
+        failpoints.hit("stage.after")
+        return staged
+
+    async def prepare_session(self, session_id: str) -> None:
+        """See Store. Nothing is left to do: staging keeps the last action of each record id."""
+
+    async def discard_session(
+        self, session_id: str, *, source_number: int, identity: RequestIdentity | None = None
+    ) -> int:
+        """See Store."""
+        return await self._write(sessions.discard_session, session_id, source_number, identity)
+
+    async def expire_sessions(self, *, now_us: int) -> int:
+        """See Store."""
+        return await self._transact(sessions.expire, now_us)
+
+    async def count_sessions(self) -> int:
+        """See Store."""
+        return await self._database.read(sessions.count_sessions)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    async def read_changes(
+        self,
+        dataset_number: int,
+        *,
+        after: int,
+        max_changes: int,
+        max_bytes: int,
+        seen_revision: int = 0,
+    ) -> Page:
+        """See Store."""
+        return await self._database.read(
+            reads.read_changes,
+            dataset_number,
+            after=after,
+            max_changes=max_changes,
+            max_bytes=max_bytes,
+            seen_revision=seen_revision,
+        )
+
+    async def read_named_changes(
+        self,
+        dataset_number: int,
+        record_ids: Sequence[str],
+        *,
+        after: int,
+        through_revision: int,
+        max_bytes: int,
+        seen_revision: int = 0,
+    ) -> Page:
+        """See Store."""
+        return await self._database.read(
+            reads.read_named_changes,
+            dataset_number,
+            record_ids,
+            after=after,
+            through_revision=through_revision,
+            max_bytes=max_bytes,
+            seen_revision=seen_revision,
+        )
+
+    async def read_head(self, dataset_number: int) -> Head:
+        """See Store."""
+        return await self._database.read(catalog.read_head, dataset_number)
+
+    async def get_records(
+        self, dataset_number: int, record_ids: Sequence[str], *, max_bytes: int
+    ) -> tuple[Sequence[Record], Sequence[str], int]:
+        """See Store."""
+        return await self._database.read(reads.get_records, dataset_number, record_ids, max_bytes=max_bytes)
+
+    async def list_records(
+        self, dataset_number: int, *, after: str, limit: int, max_bytes: int
+    ) -> tuple[Sequence[Record], bool, int]:
+        """See Store."""
+        return await self._database.read(
+            reads.list_records, dataset_number, after=after, limit=limit, max_bytes=max_bytes
+        )
+
+    async def list_entries(
+        self, dataset_number: int, *, after: str, through: str = "", limit: int
+    ) -> EntryPage:
+        """See Store."""
+        return await self._database.read(
+            reads.list_entries, dataset_number, after=after, through=through, limit=limit
+        )
+
+    async def count_entries(self, dataset_number: int, *, after: str, through: str = "") -> int:
+        """See Store."""
+        return await self._database.read(reads.count_entries, dataset_number, after=after, through=through)
+
+    async def list_heads(self, *, after: str = "", limit: int) -> Sequence[tuple[str, bytes, int, Head]]:
+        """See Store."""
+        return await self._database.read(reads.list_heads, after=after, limit=limit)
+
+    async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
+        """See Store."""
+        return await self._database.read(reads.revision_times, dataset_number, revisions)
+
+    # -- producers ----------------------------------------------------------------------------------------
+
+    async def open_producer(
+        self,
+        source_number: int,
+        producer_id: str,
+        *,
+        epoch: int,
+        previous_epoch: int = 0,
+        dry_run: bool = False,
+    ) -> tuple[Producer, int]:
+        """See Store."""
+        return await self._write(
+            producers.open_producer,
+            source_number,
+            producer_id,
+            epoch=epoch,
+            previous_epoch=previous_epoch,
+            dry_run=dry_run,
+        )
+
+    async def get_producer(self, source_number: int, producer_id: str) -> Producer:
+        """See Store."""
+        return await self._database.read(producers.producer_by_id, source_number, producer_id)
+
+    async def list_producers(self, source_number: int, *, after: str = "", limit: int) -> Sequence[Producer]:
+        """See Store."""
+        return await self._database.read(producers.producers_after, source_number, after, limit)
+
+    async def delete_producer(
+        self, source_number: int, producer_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(producers.delete_producer, source_number, producer_id, identity)
+
+    # -- replicas -----------------------------------------------------------------------------------------
+
+    async def report_replicas(self, reports: Sequence[Replica]) -> None:
+        """See Store."""
+        await self._transact(replicas.report, reports)
+
+    async def list_replicas(self, dataset_number: int, *, reported_since_us: int = 0) -> Sequence[Replica]:
+        """See Store."""
+        return await self._database.read(
+            replicas.list_replicas, dataset_number, reported_since_us=reported_since_us
+        )
+
+    async def delete_replica(
+        self, dataset_number: int, replica_id: str, *, identity: RequestIdentity | None = None
+    ) -> None:
+        """See Store."""
+        await self._write(replicas.delete_replica, dataset_number, replica_id, identity)
+
+    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
+        """See Store."""
+        return await self._transact(replicas.forget, before_us=before_us, limit=limit)
+
+    # -- upkeep -------------------------------------------------------------------------------------------
+
+    async def purge(
+        self,
+        dataset_number: int,
+        *,
+        before_us: int,
+        min_revisions: int,
+        max_tombstones: int,
+        not_beyond: int | None = None,
+    ) -> PurgeResult:
+        """See Store."""
+        wanted = await self._database.read(
+            upkeep.newest_before, dataset_number, before_us=before_us, min_revisions=min_revisions
+        )
+        if not_beyond is not None:
+            wanted = min(wanted, not_beyond)
+        return await self._transact(upkeep.purge, dataset_number, wanted, max_tombstones)
+
+    async def maintain(self) -> None:
+        """See Store. Removes what deleted datasets and ended sessions left; VACUUM is PostgreSQL's own business."""
+        if await self._database.read(upkeep.has_left_over):
+            for _ in range(RECLAIM_STEPS):
+                if not await self._transact(upkeep.reclaim):
+                    break
+
+    async def probe(self) -> None:
+        """See Store."""
+        await self._transact(upkeep.probe)
+
+
+def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
+    """Cut a group so that each SessionCommit stands alone: it has a transaction of its own."""
+    part: list[Commit] = []
+    for commit in commits:
+        if isinstance(commit.write, SessionCommit):
+            if part:
+                yield part
+            yield [commit]
+            part = []
+        else:
+            part.append(commit)
+    if part:
+        yield part

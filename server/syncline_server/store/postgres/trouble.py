@@ -1,0 +1,53 @@
+"""The one place where an error of PostgreSQL or of its driver becomes one of ours."""
+
+from typing import Final
+
+import asyncpg
+
+from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
+
+RETRY_FULL_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 1.0
+
+_FULL: Final = frozenset({"53100"})
+"""disk_full: the server said so, so the transaction was rolled back."""
+_PASSING_CLASSES: Final = frozenset({"08", "40", "53", "57", "58"})
+"""Connections, rollbacks, resources, interventions of an operator, the system around the server."""
+_PASSING: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
+"""Read-only (a standby answers), idle or long transaction ended, a lock not to be had."""
+
+
+def store_full(detail: str) -> ResourceExhausted:
+    """The disk has no room for a write."""
+    return ResourceExhausted(
+        "STORE_FULL",
+        f"the disk of the store is full ({detail}); nothing was done; reads go on",
+        retry_after_seconds=RETRY_FULL_SECONDS,
+    )
+
+
+def store_unavailable(detail: str) -> Unavailable:
+    """Nobody knows what became of the write."""
+    return Unavailable(
+        "STORE_UNAVAILABLE",
+        f"the store cannot answer ({detail}); retry with the same request id",
+        retry_after_seconds=RETRY_SECONDS,
+    )
+
+
+def translate(error: Exception) -> SynclineError | None:
+    """Our words for trouble of the server or of the way to it; None for what can only be a mistake in this program."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = error.sqlstate or ""
+        if state in _FULL:
+            return store_full(state)
+        if state in _PASSING or state[:2] in _PASSING_CLASSES:
+            return store_unavailable(f"{state}: {error}")
+        return None
+    if isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError):
+        return store_unavailable(str(error) or type(error).__name__)
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver says so of a connection that went away between two statements, and of arguments that are wrong.
+        lost = "closed" in str(error) or "closing" in str(error) or "terminated" in str(error)
+        return store_unavailable(str(error)) if lost else None
+    return None
