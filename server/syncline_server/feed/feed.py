@@ -26,6 +26,9 @@ from syncline_server.store.abc import Store
 _JITTER: Final = 0.1
 """Checkpoints of many subscribers that came together spread out over ± 10 %."""
 
+_STEPS: Final = 100
+"""How finely."""
+
 _TICKS: Final = 40
 """Looks for due checkpoints per interval; each delays one by at most a fortieth."""
 
@@ -57,6 +60,11 @@ class Feed:
         self._metrics = metrics or Metrics()
         self._channels = Channels(store, clock, encoder, self.settings, self._metrics)
         self._wheel = BookmarkWheel(self.settings.checkpoint_seconds, ticks=_TICKS)
+        # Less a tick, so that also the latest comes within the interval and its tenth. Numbers that many share.
+        self._intervals = tuple(
+            self.settings.checkpoint_seconds * (1 + _JITTER * (2 * step / _STEPS - 1) - 1 / _TICKS)
+            for step in range(_STEPS + 1)
+        )
         self._hosts: set[Drainable] = set()
         self._revision_waiters: dict[int, set[asyncio.Future[None]]] = {}
         self._draining = False
@@ -193,20 +201,18 @@ class Feed:
                 if first_at_head:
                     channel.settle()
                 _try_ring(channel, progress, start, first_at_head=first_at_head)
-        seconds = self.settings.checkpoint_seconds
         subscription = Subscription(
             channel,
             progress,
             host,
-            # Less a tick, so that also the latest comes within the interval and its tenth.
-            bookmark_seconds=seconds * (random.uniform(1 - _JITTER, 1 + _JITTER) - 1 / _TICKS),  # noqa: S311
+            bookmark_seconds=random.choice(self._intervals),  # noqa: S311
             metrics=self._metrics,
             first=first,
             min_revision=min_revision,
             pace=pace,
         )
         channel.users += 1
-        channel.followers.add(progress)
+        channel.followers[progress] = None
         self._wheel.add(subscription, self._clock.monotonic())
         self._metrics.subscribers.inc()
         return subscription
@@ -215,7 +221,7 @@ class Feed:
         """End a subscription."""
         subscription.close()
         channel = subscription.channel
-        channel.followers.discard(subscription.progress)
+        channel.followers.pop(subscription.progress, None)
         channel.users -= 1
         channel.left_at = self._clock.monotonic()
         self._metrics.subscribers.dec()
