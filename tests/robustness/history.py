@@ -83,6 +83,8 @@ class Read:
     returned: float
     revision: int
     records: State
+    latest: int = 0
+    """Above 0: it is of ``revision`` or of a later one up to this, which the reader cannot tell."""
     is_live: bool = True
     """It answers from the server, so it must have whatever was acknowledged before it; a replica need not."""
 

@@ -248,13 +248,15 @@ def acknowledged_before_commit() -> None:
 
         def __init__(self, plain: Any) -> None:
             self._plain = plain
+            self._commits_later = False
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._plain, name)
 
         def execute(self, statement: str, *args: Any) -> Any:
-            if statement == "COMMIT":
+            if statement == "COMMIT" and self._commits_later:
                 return None
+            self._commits_later = statement.startswith("INSERT INTO revision") or self._commits_later
             if statement == "BEGIN IMMEDIATE" and self._plain.in_transaction:
                 self._plain.execute("COMMIT")
             return self._plain.execute(statement, *args)
@@ -302,9 +304,10 @@ def numbers_moved_in_another_transaction() -> None:
     write, look_up, late = group.write_plan, group.look_up, []
 
     def write_without(connection: Any, plan: Any) -> None:
-        producers, plan.known.producers = plan.known.producers, {}
+        producers = dict(plan.known.producers)
+        plan.known.producers.clear()
         write(connection, plan)
-        plan.known.producers = producers
+        plan.known.producers.update(producers)
         late.extend((p.number, p.last_sequence, plan.now_us) for p in producers.values() if p.changed)
 
     def look_up_late(connection: Any, commits: Any) -> Any:

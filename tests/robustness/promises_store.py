@@ -46,22 +46,26 @@ def atomic(evidence: Evidence) -> Iterator[str]:
         if not operations:
             yield f"{name}: revision {logged.revision} was written by nobody: {_ids(logged.changes)}"
         elif readings:
-            expected = {key: data for reading in readings for key, data in reading.puts.items()}
-            if logged.changes != expected:
+            expected = sorted(data for reading in readings for data in reading.puts.values())
+            if sorted(data or b"" for data in logged.changes.values()) != expected:
                 yield f"{name}: revision {logged.revision} does not hold its readings whole"
         elif len(operations) == 1 and logged.revision <= evidence.model(name).head:
             model = evidence.model(name)
             if model.changes[logged.revision] != model.effect(operations[0], logged.revision):
                 yield f"{name}: revision {logged.revision} is not the whole effect of {_name(operations[0])}"
     for read in evidence.history.reads:
-        state = evidence.model(read.dataset).selected(read.revision, read.selection)
-        if state is None:
+        states = [
+            evidence.model(read.dataset).selected(revision, read.selection)
+            for revision in range(read.revision, max(read.revision, read.latest) + 1)
+        ]
+        if states[0] is None:
             yield f"{read.name} read revision {read.revision}, which there never was"
             continue
         if read.asked is not None:
-            state = {key: state[key] for key in read.asked if key in state}
-        if read.records != state:
-            yield f"{read.name} at revision {read.revision} did not see it as it was: {_differ(read.records, state)}"
+            states = [{key: state[key] for key in read.asked if key in state} for state in states]
+        if read.records not in states:
+            differ = _differ(read.records, states[0])
+            yield f"{read.name} at revision {read.revision} did not see it as it was: {differ}"
 
 
 def exactly_once(evidence: Evidence) -> Iterator[str]:
@@ -71,6 +75,9 @@ def exactly_once(evidence: Evidence) -> Iterator[str]:
         places = evidence.places[operation.number]
         if len(places) > 1:
             yield f"{_name(operation)} took effect at revisions {sorted(places)}"
+        copies = sum(map(len, evidence.written.get(operation.number, {}).values()))
+        if operation.kind == "reading" and copies > 1:
+            yield f"{_name(operation)} made {copies} records"
         if len(set(operation.answers)) > 1:
             yield f"{_name(operation)} was answered with revisions {operation.answers}"
         if operation.outcome == "ok" and operation.changed and operation.kind != "reading":

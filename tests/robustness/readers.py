@@ -86,7 +86,9 @@ class Reader:
         )
 
 
-def look(run: Run, name: str, dataset: str, selection: str, revision: int, records: State) -> None:
+def look(
+    run: Run, name: str, dataset: str, selection: str, revision: int, records: State, latest: int = 0
+) -> None:
     """Note what an application sees in its copy."""
     at = now()
     run.history.reads.append(
@@ -98,6 +100,7 @@ def look(run: Run, name: str, dataset: str, selection: str, revision: int, recor
             returned=at,
             revision=revision,
             records=records,
+            latest=latest,
             is_live=False,
         )
     )
@@ -151,8 +154,10 @@ async def keep_replica(
             for _ in range(1 << 30 if run.is_calm else rng.choice([2, 10, 40])):
                 await asyncio.sleep(LOOKS_SECONDS)
                 if replica.is_complete:
+                    revision = replica.revision
                     records = {put.record_id: (put.revision, put.json) for put in replica.records()}
-                    look(run, name, dataset, selection, replica.revision, records)
+                    await asyncio.sleep(LOOKS_SECONDS)  # a file may be a little ahead of what the replica says of it
+                    look(run, name, dataset, selection, revision, records, replica.revision)
                 run.history.complaints += [f"{name} had to be mended: {repair}" for repair in replica.repairs]
                 if run.leaving.is_set() or replica.repairs:
                     break

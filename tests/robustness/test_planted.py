@@ -72,8 +72,8 @@ async def quiet(directory, name):
     async with server_process(directory, env=settings, prefix=command(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd, checkpoint_seconds=10.0) as traffic:
             traffic.run.is_calm = True
-            traffic.catch_up_seconds = 2.0
-            await asyncio.sleep(SECONDS)
+            traffic.catch_up_seconds = 1.5  # below the time after which a silent stream is begun anew
+            await asyncio.sleep(SECONDS / 3)
             await traffic.settle()
             return traffic.judge()
 

@@ -253,6 +253,7 @@ BROKEN = {
             "took effect at revisions [2, 5]",
             lambda h: alter_commit(h, 5, {"p-1": P5, "x": record("x", 2)}),
         ),
+        ("made 2 records", lambda h: alter_commit(h, 5, {"p-1": P5, "p-2": P5})),
         ("was answered with", lambda h: op(h, 1).answers.append(4)),
         ("was given to operations", lambda h: setattr(op(h, 4), "revision", 2)),
         ("took effect at revisions [4, 5]", lambda h: alter_commit(h, 4, {"b": None, "p-1": P5})),

@@ -121,7 +121,9 @@ class Traffic:
         recorder.install(server.data)
         async with server.client() as admin:
             for dataset in DATASETS:
-                await admin.create_dataset(dataset, identity=syncline.by_key("id"))
+                # In a log the same reading a second time is a second record; under a key it would be no change.
+                identity = syncline.append() if dataset == "log" else syncline.by_key("id")
+                await admin.create_dataset(dataset, identity=identity)
                 for n in range(max(crowd.sessions, crowd.swaps)):
                     await admin.create_source(dataset, f"feed-{n}")
                     await admin.create_source(dataset, f"swap-{n}")
