@@ -229,6 +229,7 @@ class Edge:
                 except DecodeError:
                     raise _unreadable() from None
                 yield request
+                del data, request  # not kept while the next one is waited for
             finally:
                 self._bytes -= size
 

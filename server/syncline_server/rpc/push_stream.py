@@ -82,6 +82,7 @@ async def _read(requests: Requests, stream: ProducerStream) -> None:
             if first_sequence < 1 or not records:
                 _check_readings(readings)
             await stream.receive(first_sequence, records)
+            del request, readings, records  # not kept while the next ones are waited for
     except Exception as error:  # noqa: BLE001 - the call's own task tells it
         stream.end(error)
     finally:
