@@ -78,7 +78,7 @@ async def measure(room: Room) -> Outcome:
             what=f"server memory of each of {streams:,} idle {what} on {CLIENTS} connections",
             unit="bytes",
             better="lower",
-            values={"syncline": values[system], BareStreams.name: bare},
+            values={"syncline": values[system], "grpc_idle": bare},
         )
         for name, system, what in (
             ("rss_idle_stream", Syncline.name, "streams of Subscribe"),

@@ -20,7 +20,8 @@ from bench.measure import (
     quiet_collector,
 )
 from bench.records import make_item
-from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Client, System
+from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Publisher, Watched
+from bench.systems.echo import BareStreams
 from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline
 
@@ -47,32 +48,33 @@ class _Plan:
         return CONNECTIONS * self.each
 
 
-async def _writer_and_followers(
-    stack: contextlib.AsyncExitStack, system: System, room: Room, collection: str, each: int = 1
-) -> tuple[Client, Followers]:
+async def _served(stack: contextlib.AsyncExitStack, system: Watched, room: Room, each: int) -> str:
+    """Address of a server of its own."""
     room.say(f"starting {system.name} with {CONNECTIONS * each:,} subscribers")
     directory = room.directory / system.name
     directory.mkdir()
-    running = await stack.enter_async_context(system.serve(directory))
-    client = await stack.enter_async_context(system.connect(running.address))
-    await client.create(collection)
-    followers = await stack.enter_async_context(
+    return (await stack.enter_async_context(system.serve(directory))).address
+
+
+async def _followed(
+    stack: contextlib.AsyncExitStack, system: Watched, address: str, collection: str, each: int
+) -> Followers:
+    return await stack.enter_async_context(
         running_followers(
             system.name,
-            running.address,
+            address,
             collection,
             streams=CONNECTIONS,
             clients=CONNECTIONS,
             subscriptions=each,
         )
     )
-    return client, followers
 
 
 class _LatencyRound:
     """Writes one record after the other; returns the p50 and keeps the p99, in ms."""
 
-    def __init__(self, client: Client, followers: Followers, plan: _Plan) -> None:
+    def __init__(self, client: Publisher, followers: Followers, plan: _Plan) -> None:
         self._client = client
         self._followers = followers
         self._plan = plan
@@ -96,12 +98,15 @@ class _LatencyRound:
 _Samples = Mapping[str, Sequence[float]]
 
 
-async def _latencies(room: Room, systems: Sequence[System], plan: _Plan) -> tuple[_Samples, _Samples]:
+async def _latencies(room: Room, systems: Sequence[Watched], plan: _Plan) -> tuple[_Samples, _Samples]:
     """The p50 and the p99 of each round, by system."""
     async with contextlib.AsyncExitStack() as stack:
         rounds = {}
         for system in systems:
-            client, followers = await _writer_and_followers(stack, system, room, "live", plan.each)
+            address = await _served(stack, system, room, plan.each)
+            client = await stack.enter_async_context(system.connect(address))
+            await client.create("live")
+            followers = await _followed(stack, system, address, "live", plan.each)
             rounds[system.name] = _LatencyRound(client, followers, plan)
             await rounds[system.name](0)  # connections and caches are warm afterwards
             rounds[system.name].p99.clear()
@@ -111,7 +116,8 @@ async def _latencies(room: Room, systems: Sequence[System], plan: _Plan) -> tupl
 
 def _figure(name: str, what: str, samples: _Samples) -> Figure:
     """A latency in ms. What went through UpdateFeed is Syncline's value."""
-    samples = {"syncline" if key == SynclineFeed.name else key: values for key, values in samples.items()}
+    names = {SynclineFeed.name: "syncline", BareStreams.name: "grpc_fanout"}
+    samples = {names.get(name, name): values for name, values in samples.items()}
     return Figure(name=name, what=what, unit="ms", better="lower", values=medians(samples), samples=samples)
 
 
@@ -126,7 +132,7 @@ def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
 async def measure_latency(room: Room) -> Outcome:
     """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
     plan = _Plan(each=1, writes=room.pick(120, 80), rounds=room.pick(5, 3), pause_seconds=0.01)
-    systems = (SynclineFeed(), Syncline(), *room.peers.values())
+    systems = (SynclineFeed(), Syncline(), *room.peers.values(), BareStreams())
     figures: list[Figure] = []
     for part, samples in zip((50, 99), await _latencies(room, systems, plan), strict=True):
         what = f"{part}th percentile, a write to each of {plan.subscribers} subscribers"
@@ -157,7 +163,11 @@ async def measure_fanout(room: Room) -> Outcome:
     """New records as in push_bulk, while 20 subscribers follow; every one of them gets every record."""
     count = room.pick(100_000, 30_000)
     async with contextlib.AsyncExitStack() as stack:
-        client, followers = await _writer_and_followers(stack, SynclineFeed(), room, "fanout")
+        system = SynclineFeed()
+        address = await _served(stack, system, room, 1)
+        client = await stack.enter_async_context(system.connect(address))
+        await client.create("fanout")
+        followers = await _followed(stack, system, address, "fanout", 1)
 
         async def fill(number: int) -> float:
             items = [make_item(number * count + offset) for offset in range(count)]

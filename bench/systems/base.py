@@ -44,16 +44,20 @@ class Watcher(ABC):
         """
 
 
-class Client(Watcher):
-    """A connection to a server that is written to and read from."""
-
-    @abstractmethod
-    async def push_bulk(self, collection: str, items: list[Item]) -> None:
-        """Upsert all items, ``CALL_RECORDS`` a call and ``IN_FLIGHT`` calls at a time, or what is nearest."""
+class Publisher(Watcher):
+    """A connection through which others are told."""
 
     @abstractmethod
     async def push_one(self, collection: str, item: Item) -> None:
         """Upsert one item; return when it is acknowledged."""
+
+
+class Client(Publisher):
+    """A connection to a server that keeps what is written to it."""
+
+    @abstractmethod
+    async def push_bulk(self, collection: str, items: list[Item]) -> None:
+        """Upsert all items, ``CALL_RECORDS`` a call and ``IN_FLIGHT`` calls at a time, or what is nearest."""
 
     @abstractmethod
     async def copy(self, collection: str) -> dict[str, bytes]:
@@ -76,7 +80,7 @@ class Watched(ABC):
         """Run a server of its own process with its data in ``directory``."""
 
     @abstractmethod
-    def connect(self, address: str) -> AbstractAsyncContextManager[Watcher]:
+    def connect(self, address: str) -> AbstractAsyncContextManager[Publisher]:
         """Connect to it."""
 
 

@@ -16,11 +16,13 @@ import grpc.aio
 
 from bench.loops import run
 from bench.processes import free_port, running_server
-from bench.systems.base import Running, Watched, Watcher, one_a_stream
+from bench.records import Item, encode_item
+from bench.systems.base import Publisher, Running, Watched, one_a_stream
 
 _UNARY: Final = "/bench.Echo/Unary"
 _STREAM: Final = "/bench.Echo/Stream"
-_IDLE: Final = "/bench.Echo/Idle"
+_FOLLOW: Final = "/bench.Echo/Follow"
+_PUBLISH: Final = "/bench.Echo/Publish"
 
 _OWN_CONNECTION: Final = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -29,14 +31,33 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 class _Handler(grpc.GenericRpcHandler):
     def __init__(self) -> None:
+        self._followers: set[asyncio.Queue[bytes]] = set()
         self._methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             _UNARY: grpc.unary_unary_rpc_method_handler(_unary),
             _STREAM: grpc.stream_stream_rpc_method_handler(_stream),
-            _IDLE: grpc.unary_stream_rpc_method_handler(_idle),
+            _FOLLOW: grpc.unary_stream_rpc_method_handler(self._follow),
+            _PUBLISH: grpc.unary_unary_rpc_method_handler(self._publish),
         }
 
     def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         return self._methods.get(details.method)
+
+    async def _follow(self, _request: bytes, _context: _Context) -> AsyncIterator[bytes]:
+        """An empty message, then whatever is published."""
+        messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self._followers.add(messages)
+        try:
+            yield b""
+            while True:
+                yield await messages.get()
+        finally:
+            self._followers.discard(messages)
+
+    async def _publish(self, request: bytes, _context: _Context) -> bytes:
+        """To everybody who follows."""
+        for messages in self._followers:
+            messages.put_nowait(request)
+        return b""
 
 
 async def _unary(request: bytes, _context: _Context) -> bytes:
@@ -47,12 +68,6 @@ async def _stream(requests: AsyncIterator[bytes], _context: _Context) -> AsyncIt
     """Every message back, one by one."""
     async for request in requests:
         yield request
-
-
-async def _idle(request: bytes, _context: _Context) -> AsyncIterator[bytes]:
-    """One message, then nothing."""
-    yield request
-    await asyncio.get_running_loop().create_future()
 
 
 async def serve(port: int) -> None:
@@ -89,22 +104,28 @@ async def running_echo(directory: Path, *, connections: int) -> AsyncIterator[li
         yield echoes
 
 
-class BareWatcher(Watcher):
-    """Opens streams on which nothing happens."""
+class BareClient(Publisher):
+    """Tells everybody who follows, and follows. There is one collection, which nothing keeps."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._idle: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_IDLE)
+        self._follow: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_FOLLOW)
+        self._publish: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_PUBLISH)
 
     async def create(self, collection: str) -> None:
         """Nothing needs making."""
 
+    async def push_one(self, collection: str, item: Item) -> None:
+        """One call."""
+        del collection
+        await self._publish(encode_item(item))
+
     async def watch(self, collection: str, subscriptions: int = 1) -> AsyncIterator[list[bytes]]:
         """A stream of its own."""
         one_a_stream(subscriptions)
-        call: Any = self._idle(collection.encode())
+        call: Any = self._follow(collection.encode())
         try:
-            async for _ in call:
-                yield []
+            async for message in call:
+                yield [message] if message else []
         finally:
             call.cancel()
 
@@ -112,7 +133,7 @@ class BareWatcher(Watcher):
 class BareStreams(Watched):
     """The same server as one that can be followed."""
 
-    name = "grpc_idle"
+    name = "grpc"
 
     @contextlib.asynccontextmanager
     async def serve(self, directory: Path) -> AsyncIterator[Running]:
@@ -123,10 +144,10 @@ class BareStreams(Watched):
             yield Running(address=f"127.0.0.1:{port}", pid=process.pid)
 
     @contextlib.asynccontextmanager
-    async def connect(self, address: str) -> AsyncIterator[Watcher]:
+    async def connect(self, address: str) -> AsyncIterator[Publisher]:
         """A connection of its own."""
         async with grpc.aio.insecure_channel(address, options=_OWN_CONNECTION) as channel:
-            yield BareWatcher(channel)
+            yield BareClient(channel)
 
 
 if __name__ == "__main__":
