@@ -18,9 +18,7 @@ class Evidence:
     @cached_property
     def models(self) -> dict[str, Model]:
         """S(r) by dataset."""
-        return {
-            name: Model(log, partial(self._writers, name)) for name, log in self.history.datasets.items()
-        }
+        return {name: Model(log, partial(self._writers, name)) for name, log in self.history.datasets.items()}
 
     def _writers(self, dataset: str, revision: int) -> list[Operation]:
         return self.by_place.get((dataset, revision), [])

@@ -156,7 +156,9 @@ async def keep_replica(
                 if replica.is_complete:
                     revision = replica.revision
                     records = {put.record_id: (put.revision, put.json) for put in replica.records()}
-                    await asyncio.sleep(LOOKS_SECONDS)  # a file may be a little ahead of what the replica says of it
+                    await asyncio.sleep(
+                        LOOKS_SECONDS
+                    )  # a file may be a little ahead of what the replica says of it
                     look(run, name, dataset, selection, revision, records, replica.revision)
                 run.history.complaints += [f"{name} had to be mended: {repair}" for repair in replica.repairs]
                 if run.leaving.is_set() or replica.repairs:

@@ -63,7 +63,7 @@ async def test_t02_g02_killed_at_named_places_again_and_again(make_server, seed)
     """T02: any place, any of its first visits, forty times over the same data."""
     rng = random.Random(seed)
     places = sorted(PLACES.keys() - {"purge", "reclaim"})
-    async with make_server() as server, server.client() as client:
+    async with make_server() as server:
         async with Traffic.on(server, seed=seed, crowd=CROWD) as traffic:
             for _ in range(40):
                 await server.stop()

@@ -122,7 +122,9 @@ async def test_t118_a_planted_fault_is_caught(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "run"), [(name, run) for name, runs in SOUND.items() for run in runs], ids=lambda v: getattr(v, "__name__", v)
+    ("name", "run"),
+    [(name, run) for name, runs in SOUND.items() for run in runs],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 async def test_t118_the_same_run_without_a_fault_passes(tmp_path, name, run):
     judged = await run(tmp_path, name)

@@ -114,7 +114,9 @@ class Traffic:
 
         ``address``: that of a proxy. With a ``replica_directory`` the replicas are files in it.
         """
-        asyncio.get_running_loop().set_debug(False)  # which would cost these thousands of tasks more than they do
+        asyncio.get_running_loop().set_debug(
+            False
+        )  # which would cost these thousands of tasks more than they do
         history = History(seed=seed, checkpoint_seconds=checkpoint_seconds)
         crowd = crowd or Crowd()
         address = address or server.address
