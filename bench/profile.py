@@ -19,11 +19,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 from bench import loops, machine
+from bench.figures import sensor
 from bench.followers import running_followers
 from bench.measure import work_directory
 from bench.processes import stop
 from bench.records import make_item, shuffled_items
 from bench.systems.base import Running
+from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline, SynclineClient
 
 OUTPUT = Path("build")
@@ -33,11 +35,15 @@ TOP = 40
 BATCH = 20_000
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
-Workload = Callable[[SynclineClient, Running], Awaitable[Callable[[], Awaitable[int]]]]
-"""Prepares, and gives what is repeated while the server is watched; that returns the number of records."""
+Workload = Callable[
+    [SynclineClient, Running, contextlib.AsyncExitStack], Awaitable[Callable[[], Awaitable[int]]]
+]
+"""Prepares, with what has to be closed on the stack, and gives what is repeated while the server is watched; that returns the number of records."""
 
 
-async def push_bulk(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+async def push_bulk(
+    client: SynclineClient, _running: Running, _stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
     """New records, 1,000 a call, 4 in flight."""
     items = shuffled_items(BATCH * 4)
     round_number = 0
@@ -55,7 +61,9 @@ async def push_bulk(client: SynclineClient, _running: Running) -> Callable[[], A
     return push
 
 
-async def push_single(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+async def push_single(
+    client: SynclineClient, _running: Running, _stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
     """A record a call from 50 callers."""
     await client.create("single")
     next_number = 0
@@ -73,7 +81,9 @@ async def push_single(client: SynclineClient, _running: Running) -> Callable[[],
     return push
 
 
-async def sync_cold(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+async def sync_cold(
+    client: SynclineClient, _running: Running, _stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
     """Copies of 100,000 records."""
     await client.create("cold")
     await client.push_bulk("cold", shuffled_items(100_000))
@@ -84,7 +94,9 @@ async def sync_cold(client: SynclineClient, _running: Running) -> Callable[[], A
     return copy
 
 
-async def replace(client: SynclineClient, _running: Running) -> Callable[[], Awaitable[int]]:
+async def replace(
+    client: SynclineClient, _running: Running, _stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
     """Replace sessions of 100,000 records, 100 of them changed."""
     await client.create("large")
     edition = 0
@@ -101,12 +113,13 @@ async def replace(client: SynclineClient, _running: Running) -> Callable[[], Awa
     return load
 
 
-async def _fanout(
+async def fanout_bulk(
     client: SynclineClient, running: Running, stack: contextlib.AsyncExitStack
 ) -> Callable[[], Awaitable[int]]:
+    """New records, 1,000 a call, to 20 subscribers."""
     await client.create("fanout")
     followers = await stack.enter_async_context(
-        running_followers("syncline", running.address, "fanout", streams=20, clients=20)
+        running_followers("syncline_feed", running.address, "fanout", streams=20, clients=20)
     )
     filled = 0
 
@@ -114,7 +127,7 @@ async def _fanout(
         nonlocal filled
         items = [make_item(filled + number) for number in range(BATCH)]
         filled += BATCH
-        await followers.ask("arrival", BATCH)
+        await followers.ask("arrival", 20 * BATCH)
         await client.push_bulk("fanout", items)
         await followers.arrival_ns()
         return 20 * BATCH
@@ -122,11 +135,51 @@ async def _fanout(
     return fill
 
 
+async def live(
+    client: SynclineClient, running: Running, stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
+    """One record after the other, to 20 subscribers."""
+    await client.create("live")
+    followers = await stack.enter_async_context(
+        running_followers("syncline_feed", running.address, "live", streams=20, clients=20)
+    )
+    written = 0
+
+    async def write() -> int:
+        nonlocal written
+        await followers.ask("arrival", 20 * 100)
+        for _ in range(100):
+            written += 1
+            await client.push_one("live", make_item(written))
+        await followers.arrival_ns()
+        return 100
+
+    return write
+
+
+async def sensor_stream(
+    client: SynclineClient, running: Running, stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[int]]:
+    """100 producers, a reading a message."""
+    await client.create("sensors")
+    streams = await sensor.open_producers(stack, SynclineFeed(), running.address, "sensors")
+    messages = sensor.Round(streams, messages=50, size=1)
+
+    async def send() -> int:
+        await messages(0)
+        return 50 * len(streams)
+
+    return send
+
+
 WORKLOADS: Mapping[str, Workload] = {
     "push_bulk": push_bulk,
     "sync_cold": sync_cold,
     "push_single": push_single,
     "replace": replace,
+    "fanout_bulk": fanout_bulk,
+    "live": live,
+    "sensor_stream": sensor_stream,
 }
 
 
@@ -146,10 +199,7 @@ async def _prepared(
     system = Syncline(command_prefix=prefix)
     async with system.serve(directory) as running, contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(system.connect_sdk(running.address))
-        if name == "fanout_bulk":
-            work = await _fanout(client, running, stack)
-        else:
-            work = await WORKLOADS[name](client, running)
+        work = await WORKLOADS[name](client, running, stack)
         await _repeat(work, WARM_UP_SECONDS)
         yield running, work
 
@@ -267,7 +317,7 @@ def _py_spy() -> str | None:
 async def main() -> None:
     """Profile each of the workloads that were named."""
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
-    names = [*WORKLOADS, "fanout_bulk"]
+    names = list(WORKLOADS)
     parser.add_argument("workload", nargs="*", help=f"{', '.join(names)}; default: push_bulk sync_cold")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--cprofile", action="store_true", help="cProfile although py-spy is there")

@@ -33,7 +33,7 @@ BATCHED_READINGS_PER_SECOND = 20_000
 _COLLECTION = "sensors"
 
 
-class _Stream(ABC):
+class Stream(ABC):
     """Sends messages as long as its window is open, and hears how far they are answered."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class _Stream(ABC):
             self._room.set()
 
 
-class _Producer(_Stream):
+class _Producer(Stream):
     """A PushStream: cumulative acknowledgements, once the readings are on the disk."""
 
     def __init__(self, call: ProducerCall) -> None:
@@ -82,7 +82,7 @@ class _Producer(_Stream):
         return await self._call.acknowledged()
 
 
-class _EchoStream(_Stream):
+class _EchoStream(Stream):
     """A stream of the bare echo: every message comes back."""
 
     def __init__(self, call: Any) -> None:
@@ -100,10 +100,10 @@ class _EchoStream(_Stream):
         return self._back
 
 
-class _Round:
+class Round:
     """All streams at once; returns items a second, sent and answered."""
 
-    def __init__(self, streams: Sequence[_Stream], *, messages: int, size: int) -> None:
+    def __init__(self, streams: Sequence[Stream], *, messages: int, size: int) -> None:
         self._streams = streams
         self._messages = messages
         self._size = size
@@ -124,32 +124,36 @@ class _Round:
         return [make_item(number) for number in range(first, self._next)]
 
 
+async def open_producers(
+    stack: contextlib.AsyncExitStack, system: SynclineFeed, address: str, collection: str
+) -> list[Stream]:
+    """Open as many producers, on connections of their own, until the stack is closed."""
+    channels = [await stack.enter_async_context(system.connect_stubs(address)) for _ in range(CONNECTIONS)]
+    streams: list[Stream] = []
+    for number in range(STREAMS):
+        call = await channels[number % CONNECTIONS].open_producer(collection, f"sensor-{number}")
+        stack.callback(call.cancel)
+        streams.append(_Producer(call))
+    return streams
+
+
 @contextlib.asynccontextmanager
-async def _producers(room: Room) -> AsyncIterator[tuple[list[_Stream], list[_Stream]]]:
-    """Open producers: those that send single readings, and those that batch, each kind in a dataset of its own."""
+async def _producers(room: Room) -> AsyncIterator[tuple[list[Stream], list[Stream]]]:
+    """Those that send single readings, and those that batch, each kind in a dataset of its own."""
     system = SynclineFeed()
     async with contextlib.AsyncExitStack() as stack:
         running = await stack.enter_async_context(system.serve(room.directory))
         client = await stack.enter_async_context(system.connect(running.address))
-        channels = [
-            await stack.enter_async_context(system.connect_stubs(running.address)) for _ in range(CONNECTIONS)
-        ]
-        kinds: list[list[_Stream]] = []
         for kind in ("single", "batched"):
-            collection = f"{_COLLECTION}-{kind}"
-            await client.create(collection)
-            calls = [
-                await channels[number % CONNECTIONS].open_producer(collection, f"sensor-{number}")
-                for number in range(STREAMS)
-            ]
-            for call in calls:
-                stack.callback(call.cancel)
-            kinds.append([_Producer(call) for call in calls])
-        yield kinds[0], kinds[1]
+            await client.create(f"{_COLLECTION}-{kind}")
+        yield (
+            await open_producers(stack, system, running.address, f"{_COLLECTION}-single"),
+            await open_producers(stack, system, running.address, f"{_COLLECTION}-batched"),
+        )
 
 
 @contextlib.asynccontextmanager
-async def _echoes(room: Room) -> AsyncIterator[list[_Stream]]:
+async def _echoes(room: Room) -> AsyncIterator[list[Stream]]:
     async with (
         running_echo(room.directory, connections=CONNECTIONS) as channels,
         contextlib.AsyncExitStack() as stack,
@@ -165,10 +169,10 @@ async def measure(room: Room) -> Outcome:
     room.say(f"opening {STREAMS} producers and {STREAMS} streams of the echo")
     async with _producers(room) as (single, batched), _echoes(room) as echoes:
         messages = room.pick(200, 100)
-        rounds: Mapping[str, _Round] = {
-            "syncline": _Round(single, messages=messages, size=1),
-            "grpc_bidi_echo": _Round(echoes, messages=messages, size=1),
-            "batched": _Round(batched, messages=room.pick(10, 5), size=BATCH),
+        rounds: Mapping[str, Round] = {
+            "syncline": Round(single, messages=messages, size=1),
+            "grpc_bidi_echo": Round(echoes, messages=messages, size=1),
+            "batched": Round(batched, messages=room.pick(10, 5), size=BATCH),
         }
         samples = await interleaved(room.pick(4, 3), rounds)
     in_batches = {"syncline": samples.pop("batched")}
