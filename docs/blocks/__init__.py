@@ -19,6 +19,7 @@ BLOCKS: Mapping[str, Callable[[Path], str | None]] = {
     "protobuf": protobuf.reference,
     "sdk": sdk.reference,
     "figures": figures.table,
+    "requirements": figures.requirements,
 }
 
-UNCHECKED = {"figures"}
+UNCHECKED = {"figures", "requirements"}

@@ -26,6 +26,22 @@ def table(root: Path) -> str | None:
     return markdown_table(("figure", "unit", "better", *(f"`{peer}`" for peer in peers)), rows)
 
 
+def requirements(root: Path) -> str | None:
+    """What has to be reached, and whether it was in the last run. None when there are no results to show."""
+    results = root / "bench" / "results.json"
+    if not results.is_file():
+        return None
+    rows = [
+        (needed["what"], _number(needed["limit"]), _number(needed["measured"]), _yes(needed["reached"]))
+        for needed in json.loads(results.read_text())["requirements"]
+    ]
+    return markdown_table(("required", "limit", "measured", "reached"), rows)
+
+
+def _yes(reached: bool) -> str:
+    return "yes" if reached else "**no**"
+
+
 def _number(value: Any) -> str:
     if not isinstance(value, int | float):
         return "-"
