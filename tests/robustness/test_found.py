@@ -1,0 +1,41 @@
+"""What the checker found, each in the smallest form that shows it."""
+
+import syncline
+from robustness.simulation import simulate
+from support.waiting import until
+
+
+def test_g08_a_commit_whose_last_rows_were_purged_is_ended_by_an_empty_batch():
+    """Found by the simulation: the SDK took that batch for a contradiction, again and again."""
+    simulate(699)
+
+
+async def test_g08_g11_a_page_ends_a_commit_whose_last_rows_were_purged(make_server):
+    """The same against a server: a copy that stopped inside a commit goes on after the purge of its deletes."""
+    settings = {"RETENTION_SECONDS": "0", "RETENTION_REVISIONS": "0", "PURGE_SECONDS": "0.1"}
+    async with make_server(**{f"SYNCLINE_{name}": value for name, value in settings.items()}) as server:
+        async with server.client() as client:
+            await client.create_dataset("things", identity=syncline.by_key("id"))
+            things = client.dataset("things")
+            await things.push([{"id": "b"}])
+            async with things.session("accrue") as session:
+                await session.upsert([{"id": "a"}])
+                await session.delete([{"id": "b"}])
+            copy = syncline.Copy()
+            half = await things.sync(page_size=1)
+            assert half.changes.partial
+            copy.apply(half.changes)
+
+            async def purged():
+                page = await things.sync(half.token)
+                return None if page.changes else page
+
+            pages = []
+
+            async def rest():
+                pages.append(await purged())
+                return pages[-1]
+
+            await until(rest)
+            copy.apply(pages[-1].checkpoint)
+            assert list(copy) == ["a"]
