@@ -51,7 +51,7 @@ class _WritersRound:
 
 async def measure(room: Room) -> Outcome:
     """Commits a second of the same writers: one subscriber of everything, or 1,000 with a filter each."""
-    commits = room.pick(4_000, 1_500)
+    commits = room.pick(3_000, 1_000)
     contenders = {}
     async with contextlib.AsyncExitStack() as stack:
         for name, streams, subscriptions, text in (

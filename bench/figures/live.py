@@ -131,7 +131,7 @@ def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
 
 async def measure_latency(room: Room) -> Outcome:
     """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
-    plan = _Plan(each=1, writes=room.pick(120, 80), rounds=room.pick(5, 3), pause_seconds=0.01)
+    plan = _Plan(each=1, writes=room.pick(100, 40), rounds=room.pick(5, 3), pause_seconds=0.01)
     systems = (SynclineFeed(), Syncline(), *room.peers.values(), BareStreams())
     figures: list[Figure] = []
     for part, samples in zip((50, 99), await _latencies(room, systems, plan), strict=True):
@@ -149,7 +149,7 @@ async def measure_latency(room: Room) -> Outcome:
 
 async def measure_many(room: Room) -> Outcome:
     """The same for 1,000 subscribers, 50 on each stream."""
-    plan = _Plan(each=MANY_EACH, writes=room.pick(20, 10), rounds=3, pause_seconds=0.1)
+    plan = _Plan(each=MANY_EACH, writes=room.pick(15, 6), rounds=room.pick(3, 2), pause_seconds=0.1)
     systems = (SynclineFeed(), *(peer for name, peer in room.peers.items() if name == "etcd"))
     _, p99 = await _latencies(room, systems, plan)
     what = (
