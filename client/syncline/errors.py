@@ -257,7 +257,7 @@ class ProducerError(SynclineError):
 class RefusedReadings(ProducerError):
     """The server does not take some readings, and never will; ``refused`` has them with what is wrong."""
 
-    def __init__(self, message: str, refused: Sequence[RefusedReading], *, total: int) -> None:
+    def __init__(self, message: str, refused: Sequence[RefusedReading] = (), *, total: int = 0) -> None:
         super().__init__(message, violations=[one for reading in refused for one in reading.violations])
         self.refused: tuple[RefusedReading, ...] = tuple(refused)
         """The first of them."""
