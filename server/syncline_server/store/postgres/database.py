@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import asyncpg
@@ -50,7 +50,7 @@ class Database:
     def _pool(self, dsn: str, settings: dict[str, str], size: int) -> "asyncpg.Pool[Any]":
         return asyncpg.create_pool(
             dsn,
-            min_size=1,
+            min_size=0,
             max_size=size,
             timeout=CONNECT_SECONDS,
             server_settings=settings,
@@ -103,7 +103,8 @@ class Database:
                 try:
                     yield connection
                 finally:
-                    connection.remove_log_listener(note)
+                    with suppress(asyncpg.InterfaceError):  # it broke, and is not in the pool any more
+                        connection.remove_log_listener(note)
                 if warnings:
                     raise store_unavailable(warnings[0])
 

@@ -113,12 +113,13 @@ async def fsck(dsn: str, *, progress: Progress | None = None) -> FsckReport:
                 raise StoreRefused(f"the store lacks {len(missing)} migrations; migrate it first")
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 await connection.execute(_BEGIN)
-                return await _check(connection, progress)
+                return await check_store(connection, progress)
         except asyncpg.PostgresError as error:
             return FsckReport(problems=(f"PostgreSQL: {error}",), datasets=())
 
 
-async def _check(connection: Connection, progress: Progress | None) -> FsckReport:
+async def check_store(connection: Connection, progress: Progress | None) -> FsckReport:
+    """Check what this connection's transaction sees."""
     problems = []
     for what, statement in _ORPHANS:
         if number := await connection.fetchval(statement):

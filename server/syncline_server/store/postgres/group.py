@@ -11,7 +11,7 @@ whoever retries the request sees, under the lock, whether it did (hazard F50).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -40,7 +40,7 @@ from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.requests import answer_of, columns_of
 
 # $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
-# $7 and $8 datasets and record ids, side by side. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
+# $7 and $8 datasets and record ids, side by side; one dataset goes for all ids. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
 _LOOK: Final = """
 SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     (SELECT json_agg(json_build_array(
@@ -60,12 +60,12 @@ SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     found.*
 FROM (SELECT array_agg(k.number), array_agg(e.position), array_agg(e.revision),
              array_agg(coalesce(e.hash, '')), array_agg(e.source_number)
-      FROM unnest($7::bigint[], $8::text[]) WITH ORDINALITY k (dataset_number, record_id, number)
+      FROM unnest($8::text[]) WITH ORDINALITY k (record_id, number)
       CROSS JOIN LATERAL (
           SELECT position, revision, hash, source_number FROM entry
-          WHERE dataset_number = k.dataset_number AND record_id = k.record_id LIMIT 1) e) found
+          WHERE dataset_number = coalesce(($7::bigint[])[k.number], ($7::bigint[])[1]) AND record_id = k.record_id LIMIT 1) e) found
 """
-_APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 54)) + ")"
+_APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 50)) + ")"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,9 @@ async def look(
     identities = {c.identity.request_id for c in commits if c.identity is not None and not c.dry_run}
     identities.update(filter(None, map(call_request_id, commits)))
     named = record_ids_by_dataset(commits)
-    numbers = [number for number, record_ids in named.items() for _ in range(len(record_ids))]
+    numbers = list(named)
+    if len(named) > 1:
+        numbers = [number for number, record_ids in named.items() for _ in range(len(record_ids))]
     ids = [record_id for record_ids in named.values() for record_id in record_ids]
     row = await connection.fetchrow(
         _LOOK,
@@ -137,14 +139,15 @@ async def look(
 def _fill_entries(known: Known, numbers: list[int], ids: list[str], columns: Sequence[Any]) -> None:
     ordinals, positions, revisions, hashes, sources = columns
     rows: list[Entry] = list(zip(positions, revisions, hashes, sources, strict=True))
-    if len(known.datasets) == 1 and numbers[0] == numbers[-1]:
-        (dataset,) = known.datasets.values()
-        dataset.entries = dict(zip([ids[ordinal - 1] for ordinal in ordinals], rows, strict=True))
+    if len(numbers) == 1:
+        dataset = known.datasets.get(numbers[0])
+        if dataset is not None:  # upkeep has not removed the entries of a deleted one yet
+            dataset.entries = dict(zip([ids[ordinal - 1] for ordinal in ordinals], rows, strict=True))
         return
     for ordinal, entry in zip(ordinals, rows, strict=True):
-        dataset_or_none = known.datasets.get(numbers[ordinal - 1])
-        if dataset_or_none is not None:  # upkeep has not removed the entries of a deleted one yet
-            dataset_or_none.entries[ids[ordinal - 1]] = entry
+        dataset = known.datasets.get(numbers[ordinal - 1])
+        if dataset is not None:
+            dataset.entries[ids[ordinal - 1]] = entry
 
 
 def _known(
@@ -214,10 +217,10 @@ def _arguments(
     return [
         plan.now_us,
         *_heads(touched, versions),
-        *_changes(plan, touched, stored),
-        *_columns([(d.number, position) for d in touched for position in d.replaced], 2),
-        *_columns([(d.number, *owner) for d in touched for owner in d.taken_over.items()], 3),
         *_revisions(plan),
+        *_changes(plan, touched, stored),
+        *_replaced(touched),
+        *_columns([(d.number, *owner) for d in touched for owner in d.taken_over.items()], 3),
         *columns_of(plan.requests, now_us=plan.now_us),
         sorted(plan.received),
         *_columns([(p.number, p.last_sequence) for p in sorted(producers, key=lambda p: p.number)], 2),
@@ -247,36 +250,37 @@ def _heads(datasets: Sequence[DatasetState], versions: dict[int, int]) -> tuple[
 
 def _changes(
     plan: Plan, datasets: Sequence[DatasetState], stored: dict[int, frozenset[str]]
-) -> Sequence[Sequence[Any]]:
-    columns: list[list[Any]] = [[] for _ in range(11)]
+) -> Sequence[Any]:
+    """Tags, positions, ids, data, hashes, whether some have an entry, whether some have none."""
+    places = {(row.dataset_number, row.revision): 4 * place for place, row in enumerate(plan.revisions, 1)}
+    tags: list[int] = []
+    positions: list[int] = []
+    ids: list[str] = []
+    bodies: list[bytes | None] = []
+    hashes: list[bytes | None] = []
     for dataset in datasets:
-        changes = dataset.changes
-        if not changes:
-            continue
-        ids = list(changes)
-        positions, revisions, reasons, data = zip(*changes.values(), strict=True)
-        entries = dataset.entries
-        rows = [entries[record_id] for record_id in ids]
-        known, kept = stored[dataset.number], dataset.kept
-        for column, values in zip(
-            columns,
-            (
-                [dataset.number] * len(ids),
-                positions,
-                revisions,
-                [plan.commit_time_us(dataset)] * len(ids),
-                reasons,
-                ids,
-                data,
-                [row[2] or None for row in rows],
-                [row[3] for row in rows],
-                [record_id in known for record_id in ids],
-                [record_id in kept for record_id in ids],
-            ),
-            strict=True,
-        ):
-            column.extend(cast("Sequence[Any]", values))
-    return columns
+        number, known, kept, entries = dataset.number, stored[dataset.number], dataset.kept, dataset.entries
+        for record_id, (position, revision, _, data) in dataset.changes.items():
+            flags = 3 if record_id in kept else 1 if record_id in known else 0
+            tags.append(places[number, revision] + flags)
+            positions.append(position)
+            ids.append(record_id)
+            bodies.append(data)
+            hashes.append(entries[record_id][2] or None)
+    flags_seen = {tag % 4 for tag in set(tags)}
+    if positions and positions[-1] - positions[0] == len(positions) - 1 and len(places) == 1:
+        positions = positions[:1]
+    return _one_for_all(tags), positions, ids, bodies, hashes, bool(flags_seen - {0}), 0 in flags_seen
+
+
+def _replaced(datasets: Sequence[DatasetState]) -> tuple[Sequence[int], Sequence[int]]:
+    numbers = [dataset.number for dataset in datasets for _ in range(len(dataset.replaced))]
+    return _one_for_all(numbers), [position for dataset in datasets for position in dataset.replaced]
+
+
+def _one_for_all(values: list[int]) -> list[int]:
+    """One element when all are equal."""
+    return values[:1] if len(set(values)) == 1 else values
 
 
 def _revisions(plan: Plan) -> tuple[Sequence[Any], ...]:

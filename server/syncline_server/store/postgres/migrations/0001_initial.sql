@@ -92,7 +92,7 @@ CREATE TABLE entry (
     create_time_us  bigint NOT NULL,
     hash            bytea,
     PRIMARY KEY (dataset_number, record_id)
-) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.2,
         autovacuum_analyze_scale_factor = 0.05);
 
 -- Datasets that were deleted, until upkeep has removed their rows from record, entry and revision.

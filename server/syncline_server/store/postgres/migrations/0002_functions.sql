@@ -2,20 +2,23 @@
 -- Joins go by nested loops over the keys: the tables may have grown a thousandfold since a plan was made.
 
 -- Write what a group of commits does, if nothing that it was worked out from has changed since; whether it was.
--- h_: datasets in the order of their numbers, with the versions that were read and the heads to be. c_: records that
--- change, in the order of their positions; known: there is an entry, kept: it keeps its time of creation. g_: rows
--- that are no longer the newest. o_: unchanged records that go over to another source. v_: revisions. q_: requests.
--- s_: sources that something was received from. p_: producers. t_: stream sessions.
+-- h_: datasets in the order of their numbers, with the versions that were read and the heads to be. v_: revisions.
+-- c_: records that change, in the order of their positions; c_tag: index of the revision * 4, + 0 when there is no
+-- entry, + 1 when there is one, + 3 when it keeps its time of creation. g_: rows that are no longer the newest.
+-- o_: unchanged records that go over to another source. q_: requests. s_: sources that something was received from.
+-- p_: producers. t_: stream sessions.
+-- An element of an array costs a node as much as a column of a row costs here. So c_tag and g_dataset may have one
+-- element that goes for all, and c_position the first of positions that follow each other.
 CREATE FUNCTION apply_group_1(
     now_us bigint,
     h_dataset bigint[], h_version bigint[], h_revision bigint[], h_commit_id bytea[], h_count bigint[],
     h_digest bytea[], h_time bigint[], h_position bigint[],
-    c_dataset bigint[], c_position bigint[], c_revision bigint[], c_time bigint[], c_reason smallint[],
-    c_record_id text[], c_data bytea[], c_hash bytea[], c_source bigint[], c_known boolean[], c_kept boolean[],
-    g_dataset bigint[], g_position bigint[],
-    o_dataset bigint[], o_record_id text[], o_source bigint[],
     v_dataset bigint[], v_revision bigint[], v_commit_id bytea[], v_time bigint[], v_key text[], v_source bigint[],
     v_reason smallint[], v_puts bigint[], v_deletes bigint[],
+    c_tag bigint[], c_position bigint[], c_record_id text[], c_data bytea[], c_hash bytea[],
+    some_known boolean, some_new boolean,
+    g_dataset bigint[], g_position bigint[],
+    o_dataset bigint[], o_record_id text[], o_source bigint[],
     q_id text[], q_fingerprint bytea[], q_until bigint[], q_revision bigint[], q_changed boolean[], q_statuses bytea[],
     q_record_ids text[], q_created bigint[], q_updated bigint[], q_unchanged bigint[], q_deleted bigint[],
     q_calls bigint[], q_kept bigint[],
@@ -35,25 +38,32 @@ BEGIN
         END IF;
     END LOOP;
     IF cardinality(g_position) > 0 THEN
-        DELETE FROM record r USING unnest(g_dataset, g_position) g (dataset_number, position)
-        WHERE r.dataset_number = g.dataset_number AND r.position = g.position;
+        DELETE FROM record r USING unnest(g_position) WITH ORDINALITY g (position, number)
+        WHERE r.dataset_number = coalesce(g_dataset[g.number], g_dataset[1]) AND r.position = g.position;
     END IF;
-    IF cardinality(c_position) > 0 THEN
+    IF cardinality(v_revision) > 0 THEN
         INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
-        SELECT * FROM unnest(c_dataset, c_position, c_revision, c_time, c_reason, c_record_id, c_data);
-        IF true = ANY (c_known) THEN
-            UPDATE entry e SET position = c.position, revision = c.revision, source_number = c.source_number,
-                hash = c.hash, create_time_us = CASE WHEN c.kept THEN e.create_time_us ELSE c.time_us END
-            FROM unnest(c_dataset, c_record_id, c_position, c_revision, c_source, c_time, c_hash, c_known, c_kept)
-                c (dataset_number, record_id, position, revision, source_number, time_us, hash, known, kept)
-            WHERE c.known AND e.dataset_number = c.dataset_number AND e.record_id = c.record_id;
+        SELECT v_dataset[c.part], c.position, v_revision[c.part], v_time[c.part], v_reason[c.part], c.record_id, c.data
+        FROM (SELECT coalesce(c_tag[number], c_tag[1]) / 4 AS part,
+                     coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, data
+              FROM unnest(c_record_id, c_data) WITH ORDINALITY u (record_id, data, number)) c;
+        IF some_known THEN
+            UPDATE entry e SET position = c.position, revision = v_revision[c.tag / 4],
+                source_number = v_source[c.tag / 4], hash = c.hash,
+                create_time_us = CASE c.tag % 4 WHEN 3 THEN e.create_time_us ELSE v_time[c.tag / 4] END
+            FROM (SELECT coalesce(c_tag[number], c_tag[1]) AS tag,
+                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, hash
+                  FROM unnest(c_record_id, c_hash) WITH ORDINALITY u (record_id, hash, number)) c
+            WHERE c.tag % 4 > 0 AND e.dataset_number = v_dataset[c.tag / 4] AND e.record_id = c.record_id;
         END IF;
-        IF false = ANY (c_known) THEN
+        IF some_new THEN
             INSERT INTO entry (dataset_number, record_id, position, revision, source_number, create_time_us, hash)
-            SELECT c.dataset_number, c.record_id, c.position, c.revision, c.source_number, c.time_us, c.hash
-            FROM unnest(c_dataset, c_record_id, c_position, c_revision, c_source, c_time, c_hash, c_known)
-                c (dataset_number, record_id, position, revision, source_number, time_us, hash, known)
-            WHERE NOT c.known;
+            SELECT v_dataset[c.tag / 4], c.record_id, c.position, v_revision[c.tag / 4], v_source[c.tag / 4],
+                   v_time[c.tag / 4], c.hash
+            FROM (SELECT coalesce(c_tag[number], c_tag[1]) AS tag,
+                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, hash
+                  FROM unnest(c_record_id, c_hash) WITH ORDINALITY u (record_id, hash, number)) c
+            WHERE c.tag % 4 = 0;
         END IF;
         INSERT INTO revision (dataset_number, revision, commit_id, commit_time_us, key_id, source_number, reason, puts,
             deletes)

@@ -1,0 +1,50 @@
+"""Tools for operators: migrate, and the end of a restore. ``fsck`` is in its own module.
+
+Backups are PostgreSQL's own (``pg_basebackup``, ``pg_dump``, archived WAL). A store that comes from one is told so
+with ``restored``: another cluster, timeline or database is noticed by itself, but the old contents put back into the
+same database look like any other change.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from syncline_server.store.abc import StoreRefused
+from syncline_server.store.postgres.connection import check, single_connection
+from syncline_server.store.postgres.fsck import fsck
+from syncline_server.store.postgres.schema import enter_history
+from syncline_server.store.postgres.schema import migrate as migrate_schema
+
+_END_SESSIONS: Final = """
+WITH ended AS (DELETE FROM session RETURNING number)
+INSERT INTO ended_session (number) SELECT number FROM ended
+"""
+
+
+async def migrate(dsn: str, *, dry_run: bool = False) -> Sequence[str]:
+    """Bring the schema up to date; returns the names of the steps that were (to be) done.
+
+    Opening a store does this as well. Nodes of the version before may go on meanwhile. Raises StoreRefused when the
+    schema is newer.
+    """
+    async with single_connection(dsn) as connection:
+        await check(connection)
+        return await migrate_schema(connection, dry_run=dry_run)
+
+
+async def restored(dsn: str) -> Sequence[str]:
+    """Begin a new history in a database whose contents were put back; returns the ids of the datasets in it.
+
+    Whoever followed what the backup does not hold is told to start again (guarantee G13). Open sessions end. The
+    contents are checked first (fsck). No server may have the store open; those that have are to be restarted.
+    Raises StoreRefused when the contents are damaged or of a newer version.
+    """
+    await migrate(dsn)
+    report = await fsck(dsn)
+    if not report.ok:
+        raise StoreRefused(f"what was restored is damaged: {report.problems[0]}")
+    async with single_connection(dsn) as connection:
+        place = await check(connection)
+        await connection.execute(_END_SESSIONS)
+        await enter_history(connection, "restore", place, secrets.token_bytes, now_us=None)
+    return [dataset.dataset_id for dataset in report.datasets]
