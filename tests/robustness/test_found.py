@@ -1,5 +1,9 @@
 """What the checker found, each in the smallest form that shows it."""
 
+import asyncio
+
+import pytest
+
 import syncline
 from robustness.simulation import simulate
 from support.waiting import until
@@ -39,3 +43,27 @@ async def test_g08_g11_a_page_ends_a_commit_whose_last_rows_were_purged(make_ser
             await until(rest)
             copy.apply(pages[-1].checkpoint)
             assert list(copy) == ["a"]
+
+
+async def test_a_replica_that_is_cancelled_while_it_closes_lets_go_of_its_file(client, tmp_path):
+    """Found by the randomised run, seed 120: its thread and the lock of its file were left behind."""
+    await client.create_dataset("things", identity=syncline.by_key("id"))
+    things = client.dataset("things")
+    path = tmp_path / "things.db"
+    is_open = asyncio.Event()
+
+    async def hold():
+        async with things.replica(path) as replica:
+            await replica.ready()
+            is_open.set()
+            await asyncio.Event().wait()
+
+    holding = asyncio.create_task(hold())
+    await is_open.wait()
+    holding.cancel()
+    await asyncio.sleep(0)  # it is on its way out now
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    async with things.replica(path) as replica:
+        assert not replica.is_read_only

@@ -114,6 +114,16 @@ class Replica(Generic[T]):
         return copy
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await asyncio.wait((closing,))  # or a file would stay locked, and its thread would never end
+            raise
+        if exc_type is None and self._stopped is not None and not self._stop_was_told:
+            raise self._stop_error()
+
+    async def _close(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -122,8 +132,6 @@ class Replica(Generic[T]):
         self._store = None
         await self._stack.aclose()
         self._notify()
-        if exc_type is None and self._stopped is not None and not self._stop_was_told:
-            raise self._stop_error()
 
     async def _run(self, store: CopyStore[T]) -> None:
         try:
