@@ -26,12 +26,15 @@ _PUBLISH: Final = "/bench.Echo/Publish"
 
 _OWN_CONNECTION: Final = [("grpc.use_local_subchannel_pool", 1)]
 
+_Coming = asyncio.Future[tuple[bytes, "_Coming"]]
+"""The next message, and the one after it."""
+
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class _Handler(grpc.GenericRpcHandler):
     def __init__(self) -> None:
-        self._followers: set[asyncio.Queue[bytes]] = set()
+        self._coming: _Coming = asyncio.get_running_loop().create_future()
         self._methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             _UNARY: grpc.unary_unary_rpc_method_handler(_unary),
             _STREAM: grpc.stream_stream_rpc_method_handler(_stream),
@@ -43,20 +46,17 @@ class _Handler(grpc.GenericRpcHandler):
         return self._methods.get(details.method)
 
     async def _follow(self, _request: bytes, _context: _Context) -> AsyncIterator[bytes]:
-        """An empty message, then whatever is published."""
-        messages: asyncio.Queue[bytes] = asyncio.Queue()
-        self._followers.add(messages)
-        try:
-            yield b""
-            while True:
-                yield await messages.get()
-        finally:
-            self._followers.discard(messages)
+        """An empty message, then whatever is published. Nothing is kept for a stream that waits."""
+        coming = self._coming
+        yield b""
+        while True:
+            message, coming = await asyncio.shield(coming)
+            yield message
 
     async def _publish(self, request: bytes, _context: _Context) -> bytes:
         """To everybody who follows."""
-        for messages in self._followers:
-            messages.put_nowait(request)
+        coming, self._coming = self._coming, asyncio.get_running_loop().create_future()
+        coming.set_result((request, self._coming))
         return b""
 
 
