@@ -40,7 +40,8 @@ from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.requests import answer_of, columns_of
 
 # $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
-# $7 and $8 datasets and record ids, side by side; one dataset goes for all ids. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
+# $7 and $8 datasets and record ids, side by side; one dataset goes for all ids,
+# which are lines of one text. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
 _LOOK: Final = """
 SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     (SELECT json_agg(json_build_array(
@@ -60,11 +61,12 @@ SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     found.*
 FROM (SELECT array_agg(k.number), array_agg(e.position), array_agg(e.revision),
              array_agg(coalesce(e.hash, '')), array_agg(e.source_number)
-      FROM unnest($8::text[]) WITH ORDINALITY k (record_id, number)
+      FROM unnest(string_to_array($8, E'\\n')) WITH ORDINALITY k (record_id, number)
       CROSS JOIN LATERAL (
           SELECT position, revision, hash, source_number FROM entry
           WHERE dataset_number = coalesce(($7::bigint[])[k.number], ($7::bigint[])[1]) AND record_id = k.record_id LIMIT 1) e) found
 """
+_NO_HASH: Final = bytes(16)
 _APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 50)) + ")"
 
 
@@ -123,7 +125,7 @@ async def look(
         list(identities),
         list({c.producer.producer_number for c in commits if c.producer is not None}),
         numbers,
-        ids,
+        "\n".join(ids),
     )
     now_us, datasets, sources, sessions, answers, producers, *entries = row
     decoded = [
@@ -252,25 +254,28 @@ def _changes(
     plan: Plan, datasets: Sequence[DatasetState], stored: dict[int, frozenset[str]]
 ) -> Sequence[Any]:
     """Tags, positions, ids, data, hashes, whether some have an entry, whether some have none."""
-    places = {(row.dataset_number, row.revision): 4 * place for place, row in enumerate(plan.revisions, 1)}
+    places = {(row.dataset_number, row.revision): 8 * place for place, row in enumerate(plan.revisions, 1)}
     tags: list[int] = []
     positions: list[int] = []
     ids: list[str] = []
-    bodies: list[bytes | None] = []
-    hashes: list[bytes | None] = []
+    bodies: list[bytes] = []
+    hashes: list[bytes] = []
     for dataset in datasets:
         number, known, kept, entries = dataset.number, stored[dataset.number], dataset.kept, dataset.entries
         for record_id, (position, revision, _, data) in dataset.changes.items():
-            flags = 3 if record_id in kept else 1 if record_id in known else 0
-            tags.append(places[number, revision] + flags)
+            tag = places[number, revision]
+            if record_id in known:
+                tag += 3 if record_id in kept else 1
+            tags.append(tag if data is not None else tag + 4)
             positions.append(position)
             ids.append(record_id)
-            bodies.append(data)
-            hashes.append(entries[record_id][2] or None)
-    flags_seen = {tag % 4 for tag in set(tags)}
-    if positions and positions[-1] - positions[0] == len(positions) - 1 and len(places) == 1:
+            bodies.append(data or b"")
+            hashes.append(entries[record_id][2] or _NO_HASH)
+    some_known = [tag & 1 for tag in set(tags)]
+    if len(places) == 1 and positions[-1] - positions[0] == len(positions) - 1:
         positions = positions[:1]
-    return _one_for_all(tags), positions, ids, bodies, hashes, bool(flags_seen - {0}), 0 in flags_seen
+    text, data_text = "\n".join(ids), b"\n".join(bodies).decode()
+    return _one_for_all(tags), positions, text, data_text, b"".join(hashes), 1 in some_known, 0 in some_known
 
 
 def _replaced(datasets: Sequence[DatasetState]) -> tuple[Sequence[int], Sequence[int]]:

@@ -151,7 +151,6 @@ async def stage(
     held_us: int | None,
 ) -> StagedCall:
     """Keep one action durably, by one call. Raises SESSION_INVALID, SEQUENCE_GAP, REQUEST_ID_REUSED."""
-    nothing = [None] * len(write.record_ids)
     name, fingerprint = (identity.request_id, identity.fingerprint) if identity else (None, None)
     verdict, calls, records, proof = await connection.fetchrow(
         _STAGE,
@@ -161,9 +160,9 @@ async def stage(
         name,
         fingerprint,
         content_of(write),
-        write.record_ids,
-        write.hashes if isinstance(write, Upserts) else nothing,
-        write.data if isinstance(write, Upserts) else nothing,
+        "\n".join(write.record_ids),
+        b"".join(write.hashes) if isinstance(write, Upserts) else None,
+        b"\n".join(write.data).decode() if isinstance(write, Upserts) else None,
         held_us,
     )
     if verdict == "invalid":

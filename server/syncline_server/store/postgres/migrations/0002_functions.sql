@@ -3,19 +3,20 @@
 
 -- Write what a group of commits does, if nothing that it was worked out from has changed since; whether it was.
 -- h_: datasets in the order of their numbers, with the versions that were read and the heads to be. v_: revisions.
--- c_: records that change, in the order of their positions; c_tag: index of the revision * 4, + 0 when there is no
--- entry, + 1 when there is one, + 3 when it keeps its time of creation. g_: rows that are no longer the newest.
+-- c_: records that change, in the order of their positions; c_tag: index of the revision * 8, + 1 when there is an
+-- entry, + 2 when it keeps its time of creation, + 4 when the record is deleted. g_: rows that are no longer the newest.
 -- o_: unchanged records that go over to another source. q_: requests. s_: sources that something was received from.
 -- p_: producers. t_: stream sessions.
--- An element of an array costs a node as much as a column of a row costs here. So c_tag and g_dataset may have one
--- element that goes for all, and c_position the first of positions that follow each other.
+-- An element of an array costs a node as much as a column of a row costs here. So ids and data are lines of one text
+-- (neither can hold a newline), hashes are side by side, c_tag and g_dataset may have one element that goes for all,
+-- and c_position the first of positions that follow each other.
 CREATE FUNCTION apply_group_1(
     now_us bigint,
     h_dataset bigint[], h_version bigint[], h_revision bigint[], h_commit_id bytea[], h_count bigint[],
     h_digest bytea[], h_time bigint[], h_position bigint[],
     v_dataset bigint[], v_revision bigint[], v_commit_id bytea[], v_time bigint[], v_key text[], v_source bigint[],
     v_reason smallint[], v_puts bigint[], v_deletes bigint[],
-    c_tag bigint[], c_position bigint[], c_record_id text[], c_data bytea[], c_hash bytea[],
+    c_tag bigint[], c_position bigint[], c_record_id text, c_data text, c_hash bytea,
     some_known boolean, some_new boolean,
     g_dataset bigint[], g_position bigint[],
     o_dataset bigint[], o_record_id text[], o_source bigint[],
@@ -30,6 +31,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     found_version bigint;
+    ids text[];
 BEGIN
     FOR i IN 1 .. cardinality(h_dataset) LOOP
         SELECT version INTO found_version FROM head WHERE dataset_number = h_dataset[i] FOR UPDATE;
@@ -42,28 +44,33 @@ BEGIN
         WHERE r.dataset_number = coalesce(g_dataset[g.number], g_dataset[1]) AND r.position = g.position;
     END IF;
     IF cardinality(v_revision) > 0 THEN
+        ids := string_to_array(c_record_id, E'\n');
         INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
-        SELECT v_dataset[c.part], c.position, v_revision[c.part], v_time[c.part], v_reason[c.part], c.record_id, c.data
-        FROM (SELECT coalesce(c_tag[number], c_tag[1]) / 4 AS part,
+        SELECT v_dataset[c.tag / 8], c.position, v_revision[c.tag / 8], v_time[c.tag / 8], v_reason[c.tag / 8],
+               c.record_id, CASE WHEN c.tag & 4 = 0 THEN convert_to(c.data, 'UTF8') END
+        FROM (SELECT coalesce(c_tag[number], c_tag[1]) AS tag,
                      coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, data
-              FROM unnest(c_record_id, c_data) WITH ORDINALITY u (record_id, data, number)) c;
+              FROM unnest(ids, string_to_array(c_data, E'\n')) WITH ORDINALITY u (record_id, data, number)) c;
         IF some_known THEN
-            UPDATE entry e SET position = c.position, revision = v_revision[c.tag / 4],
-                source_number = v_source[c.tag / 4], hash = c.hash,
-                create_time_us = CASE c.tag % 4 WHEN 3 THEN e.create_time_us ELSE v_time[c.tag / 4] END
+            UPDATE entry e SET position = c.position, revision = v_revision[c.tag / 8],
+                source_number = v_source[c.tag / 8],
+                hash = CASE WHEN c.tag & 4 = 0 THEN substr(c_hash, c.number * 16 - 15, 16) END,
+                create_time_us = CASE WHEN c.tag & 2 = 0 THEN v_time[c.tag / 8] ELSE e.create_time_us END
             FROM (SELECT coalesce(c_tag[number], c_tag[1]) AS tag,
-                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, hash
-                  FROM unnest(c_record_id, c_hash) WITH ORDINALITY u (record_id, hash, number)) c
-            WHERE c.tag % 4 > 0 AND e.dataset_number = v_dataset[c.tag / 4] AND e.record_id = c.record_id;
+                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id,
+                         number::integer
+                  FROM unnest(ids) WITH ORDINALITY u (record_id, number)) c
+            WHERE c.tag & 1 = 1 AND e.dataset_number = v_dataset[c.tag / 8] AND e.record_id = c.record_id;
         END IF;
         IF some_new THEN
             INSERT INTO entry (dataset_number, record_id, position, revision, source_number, create_time_us, hash)
-            SELECT v_dataset[c.tag / 4], c.record_id, c.position, v_revision[c.tag / 4], v_source[c.tag / 4],
-                   v_time[c.tag / 4], c.hash
+            SELECT v_dataset[c.tag / 8], c.record_id, c.position, v_revision[c.tag / 8], v_source[c.tag / 8],
+                   v_time[c.tag / 8], CASE WHEN c.tag & 4 = 0 THEN substr(c_hash, c.number * 16 - 15, 16) END
             FROM (SELECT coalesce(c_tag[number], c_tag[1]) AS tag,
-                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id, hash
-                  FROM unnest(c_record_id, c_hash) WITH ORDINALITY u (record_id, hash, number)) c
-            WHERE c.tag % 4 = 0;
+                         coalesce(c_position[number], c_position[1] + number - 1) AS position, record_id,
+                         number::integer
+                  FROM unnest(ids) WITH ORDINALITY u (record_id, number)) c
+            WHERE c.tag & 1 = 0;
         END IF;
         INSERT INTO revision (dataset_number, revision, commit_id, commit_time_us, key_id, source_number, reason, puts,
             deletes)
@@ -101,16 +108,17 @@ $$;
 
 -- Keep one call of an accrue or replace session. ``verdict``: 'kept'; 'invalid': no such session; 'gap'; 'request' or
 -- 'number': accepted before, under this request id with ``proof`` as fingerprint, or with this number and ``proof`` as
--- content. ``calls`` and ``records`` are those of the session after this call, or after that earlier one.
+-- content. Ids, hashes and data as above; without hashes and data they are deletes. ``calls`` and ``records`` are those of the session after this call, or after that earlier one.
 CREATE FUNCTION stage_1(
     name text, source bigint, asked_number bigint, request text, request_fingerprint bytea, call_content bytea,
-    record_ids text[], hashes bytea[], bodies bytea[], now_us bigint,
+    record_ids text, hashes bytea, bodies text, now_us bigint,
     OUT verdict text, OUT calls bigint, OUT records bigint, OUT proof bytea
 ) LANGUAGE plpgsql
 SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     present session%ROWTYPE;
+    ids text[] := string_to_array(record_ids, E'\n');
 BEGIN
     SELECT * INTO present FROM session s
     WHERE s.session_id = name AND s.source_number = source AND s.mode <> 1 FOR UPDATE;
@@ -131,14 +139,15 @@ BEGIN
         RETURN;
     END IF;
     calls := present.calls + 1;
-    records := present.records + cardinality(record_ids);
+    records := present.records + cardinality(ids);
     IF asked_number > calls THEN
         verdict := 'gap';
         RETURN;
     END IF;
     INSERT INTO staged (session_number, record_id, ordinal, hash, data)
-    SELECT present.number, a.record_id, present.records + a.ordinal, a.hash, a.data
-    FROM unnest(record_ids, hashes, bodies) WITH ORDINALITY a (record_id, hash, data, ordinal)
+    SELECT present.number, a.record_id, present.records + a.ordinal, substr(hashes, a.ordinal::integer * 16 - 15, 16),
+           convert_to(a.data, 'UTF8')
+    FROM unnest(ids, string_to_array(bodies, E'\n')) WITH ORDINALITY a (record_id, data, ordinal)
     ON CONFLICT (session_number, record_id) DO UPDATE SET ordinal = excluded.ordinal, hash = excluded.hash,
         data = excluded.data;
     INSERT INTO staged_call (session_number, number, request_id, fingerprint, content, records)
