@@ -34,7 +34,7 @@ KEYS = "abcdefghij"
 SECRET = b"s" * 32
 STORE_ID = b"store-id"
 SETTINGS = FeedSettings(page_changes=3, page_bytes=200, scan_page_bytes=200, message_bytes=600)
-SECONDS = 6.0
+SECONDS = 4.5
 """Of virtual time in which anything may happen; then everybody may reach the head."""
 
 
