@@ -109,3 +109,26 @@ async def test_writes_between_pages(books):
         seen += [record.record_id async for record in records]
 
     assert seen == ["1", "3", "4", "5"]
+
+
+async def test_g14_under_a_filter_a_write_is_seen_that_concerns_nobody(client):
+    """The filtered copy that others follow stands still meanwhile; who comes with ``min_revision`` is not served from it."""
+    await client.create_dataset("still", identity=syncline.by_key("id"))
+    still = client.dataset("still")
+    await still.push([{"id": "a", "x": 1}, {"id": "b", "x": 2}])
+    async with still.changes(filter="x = 1") as follower:
+        await _first_checkpoint(follower)
+        for version in range(5):
+            pushed = await still.push([{"id": "b", "x": 3 + version}])
+            async with still.changes(filter="x = 1", min_revision=pushed.revision) as later:
+                assert (await _first_checkpoint(later)).revision >= pushed.revision
+            page = await still.sync(filter="x = 1", all=True, min_revision=pushed.revision)
+            assert page.checkpoint is not None
+            assert page.checkpoint.revision >= pushed.revision
+
+
+async def _first_checkpoint(feed):
+    async for event in feed:
+        if isinstance(event, syncline.Checkpoint):
+            return event
+    raise AssertionError("the feed ended")
