@@ -1,7 +1,11 @@
 """What only the store of many nodes has to keep: several nodes, lost answers, strangers, settings, fail-overs."""
 
 import asyncio
+import os
 import shutil
+import signal
+import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -224,6 +228,19 @@ async def test_f49_nobody_holds_a_lock_and_sleeps(postgres: PostgresBackend) -> 
                 await connection.execute("DELETE FROM dataset")
 
 
+async def test_f49_a_server_that_is_gone_without_a_word_is_noticed(own_cluster: PostgresCluster) -> None:
+    """F49: connections over a network are kept alive, which asyncpg leaves to others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own_cluster.start(listen_addresses="127.0.0.1", port=str(port))
+    async with open_store(f"postgresql://postgres@127.0.0.1:{port}/postgres") as store:
+        async with store._database.reading() as connection:
+            found = connection._transport.get_extra_info("socket")
+            assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+
+
 async def test_f10_a_commit_that_was_not_replicated_is_not_acknowledged(postgres: PostgresBackend) -> None:
     """F10: a wait for the standby that somebody cancels ends in a warning, and the commit is there all the same."""
     async with postgres.open() as store:
@@ -252,6 +269,21 @@ async def test_f10_a_database_that_is_not_durable_is_refused(
         postgres.cluster.execute(f"ALTER DATABASE {postgres.name} RESET {setting}")
     async with postgres.open() as store:
         await store.probe()
+
+
+async def test_a_role_that_may_make_a_schema_is_enough(postgres: PostgresBackend) -> None:
+    """No superuser is needed, also not to see system identifier and timeline."""
+    name, role = f"{postgres.name}_role", f"{postgres.name}_someone"
+    postgres.cluster.execute(f"CREATE ROLE {role} LOGIN")
+    postgres.cluster.execute(f"CREATE DATABASE {name}")
+    postgres.cluster.execute(f"GRANT CREATE ON DATABASE {name} TO {role}")
+    dsn = postgres.cluster.dsn(name).replace("//postgres@", f"//{role}@")
+    async with open_store(dsn, clock=postgres.clock) as store:
+        bench = await Bench.make(store, postgres.clock)
+        session = await bench.open()
+        await bench.stage(session, upserts(["a"]))
+        await bench.close(session, 1)
+        assert set(await bench.copy()) == {"a"}
 
 
 async def test_what_cannot_be_reached_is_refused(postgres: PostgresBackend) -> None:
@@ -382,3 +414,78 @@ async def test_t16_fsck_finds_what_is_wrong(tmp_path: Path) -> None:
             assert any(expected in problem for problem in problems), (statement, problems)
             await broken.rollback()
     backend.check()
+
+
+# -- a node that dies -------------------------------------------------------------------------------------
+
+NODE = """
+import asyncio, sys
+from support.store_values import Bench, HeldClock, request, upserts
+from syncline_server import failpoints
+from syncline_server.model import SessionMode
+from syncline_server.store.postgres import open_store
+
+async def main(dsn, points):
+    async with open_store(dsn, clock=HeldClock()) as store:
+        bench = await Bench.make(store, HeldClock())
+        session = await bench.open(SessionMode.ACCRUE)
+        failpoints.configure(points)
+        for turn in range(10):
+            print("try", turn, flush=True)
+            await bench.put([f"p{turn}-{i}" for i in range(5)], identity=request(f"r{turn}"))
+            await bench.stage(session, upserts([f"s{turn}"]), sequence=turn + 1)
+            if turn == 5:
+                await bench.remove("p1-0")
+                await store.purge(bench.dataset.number, before_us=1 << 60, min_revisions=1, max_tombstones=9)
+            print("done", turn, flush=True)
+        await bench.close(session, 10, identity=request("close"))
+        await store.maintain()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "hit"),
+    [
+        ("commit.before", 5),
+        ("commit.rows", 1),
+        ("commit.after", 5),
+        ("stage.after", 5),
+        ("purge", 1),
+        ("session.applied", 1),
+        ("reclaim", 1),
+    ],
+)
+async def test_t02_a_node_killed_at_every_named_place(
+    postgres: PostgresBackend, place: str, hit: int
+) -> None:
+    """T02, T45: another node finds what was acknowledged, and the rest whole or not at all."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        NODE,
+        postgres.dsn,
+        f"{place}=kill@{hit}",
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await child.communicate()
+    assert child.returncode == -signal.SIGKILL, f"{place} was never reached"
+    lines = output.decode().split("\n")
+    tried = sum(line.startswith("try") for line in lines)
+    done = sum(line.startswith("done") for line in lines)
+    async with postgres.open() as store:
+        found = await store.get_dataset("books")
+        bench = Bench(store, postgres.clock, found, await store.get_source("books", "default"))
+        copy = await bench.copy()
+        for turn in range(tried):
+            there = {f"p{turn}-{i}" for i in range(1, 5)} & set(copy)
+            assert len(there) == 4 or (not there and turn >= done), "an acknowledged commit is missing"
+            again = await bench.put([f"p{turn}-{i}" for i in range(5)], identity=request(f"r{turn}"))
+            assert again.replayed is bool(there)
+        if await store.count_sessions():
+            session = await store.get_session("session-1-1", source_number=bench.source.number)
+            assert done <= session.calls <= tried, "an acknowledged call is missing"
+            await bench.close(session, session.calls)
+        await store.maintain()

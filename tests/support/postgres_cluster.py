@@ -70,6 +70,7 @@ class PostgresCluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self.port = "5432"
         self._numbers = count(1)
         self._wiped: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,6 +100,7 @@ class PostgresCluster:
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
     def start(self, **settings: str) -> None:
+        self.port = settings.get("port", "5432")
         options = SETTINGS | {"unix_socket_directories": str(self.directory)} | settings
         arguments = [f"--{name}={value}" for name, value in options.items()]
         with (self.directory / "log").open("ab") as log:
@@ -118,7 +120,9 @@ class PostgresCluster:
 
     def _answers(self) -> bool:
         asked = subprocess.run(
-            [binaries() / "pg_isready", "--quiet", "--host", self.directory], check=False, **unprivileged()
+            [binaries() / "pg_isready", "--quiet", "--host", self.directory, "--port", self.port],
+            check=False,
+            **unprivileged(),
         )
         return asked.returncode == 0
 

@@ -1,5 +1,6 @@
 """Connections: what must be in force on each, how long it may wait, and transactions over them."""
 
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ SELECT (SELECT system_identifier FROM pg_control_system()) || '/' ||
        (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 _OLDEST_VERSION: Final = 140_000
+_KEEP_ALIVE_SECONDS: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+_UNANSWERED_MS: Final = 25_000
+"""Bytes that were sent and not acknowledged for so long end the connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,22 @@ async def check(connection: Connection) -> Place:
     if facts["server_encoding"] != "UTF8":
         raise StoreRefused(f"the database's encoding is {facts['server_encoding']}; make it with UTF8")
     return Place(identity=await connection.fetchval(_PLACE), version=facts["server_version"])
+
+
+def keep_alive(connection: Connection) -> None:
+    """Have the system notice a server that is gone without a word, within half a minute; else a call would wait for ever.
+
+    asyncpg has no setting for it, so this takes the socket from its transport. Sockets of the same machine need none.
+    """
+    found = connection._transport.get_extra_info("socket")  # noqa: SLF001
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, seconds in _KEEP_ALIVE_SECONDS.items():
+        if hasattr(socket, name):  # not every system has them
+            found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_MS)
 
 
 @asynccontextmanager

@@ -11,7 +11,14 @@ from syncline_server import failpoints
 from syncline_server.clock import Clock
 from syncline_server.errors import SynclineError
 from syncline_server.store.abc import StoreRefused
-from syncline_server.store.postgres.connection import READ_ONLY, SETTINGS, Connection, Place, check
+from syncline_server.store.postgres.connection import (
+    READ_ONLY,
+    SETTINGS,
+    Connection,
+    Place,
+    check,
+    keep_alive,
+)
 from syncline_server.store.postgres.schema import NOW_US
 from syncline_server.store.postgres.trouble import store_unavailable, translate
 
@@ -60,6 +67,7 @@ class Database:
 
     async def _check(self, connection: Connection) -> None:
         """Look at every new connection: after a fail-over it may lead somewhere else."""
+        keep_alive(connection)
         try:
             place = await check(connection)
         except StoreRefused as refused:
