@@ -145,6 +145,7 @@ class SessionWriter(Writer):
                 await self.stream()
             else:
                 await self.session(mode, late=self.rng.random() < 0.2, commit=self.rng.random() < 0.8)
+        await self.open("STREAM")  # which rolls back what may be open still, and stages nothing itself
 
     async def open(self, mode: str) -> str:
         """Open a session, which fences the one before; empty: it could not be opened."""
