@@ -360,7 +360,7 @@ class Accepted(_message.Message):
     COST_CLASS_FIELD_NUMBER: _builtins.int
     UNVERIFIED_FIELD_NUMBER: _builtins.int
     head_revision: _builtins.int
-    """The dataset's newest revision known; the first checkpoint has this one or a later one."""
+    """The dataset's newest revision known. One that goes on from a token may pass earlier checkpoints on its way."""
     cost_class: Global___Accepted.CostClass.ValueType
     """What the filter costs."""
     unverified: _builtins.bool
