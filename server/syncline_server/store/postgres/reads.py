@@ -85,17 +85,21 @@ kept AS (SELECT * FROM sized WHERE (total <= $4 OR place = 1) AND place <= $3)
 SELECT h.revision, (SELECT count(*) FROM sized) > (SELECT count(*) FROM kept), page.*
 FROM head h, ({_RECORD_COLUMNS}) page WHERE h.dataset_number = $1
 """
-# $2 after id, $3 through id (empty: no upper end), $4 most entries.
-_RANGE: Final = """
-dataset_number = $1 AND record_id > $2 AND ($3 = '' OR record_id <= $3) AND hash IS NOT NULL
-"""
-_ENTRIES: Final = f"""
+# $2 after id, $3 most entries, $4 through id. With and without an end, since only a plain comparison ends the scan.
+_LIVE: Final = "dataset_number = $1 AND hash IS NOT NULL AND record_id > $2"
+_ENTRIES_BEGIN: Final = """
 SELECT h.revision, page.* FROM head h, (
     SELECT array_agg(record_id) AS record_ids, array_agg(revision) AS revisions, array_agg(hash) AS hashes
-    FROM (SELECT record_id, revision, hash FROM entry WHERE {_RANGE} ORDER BY record_id LIMIT $4) e) page
+    FROM (SELECT record_id, revision, hash FROM entry
+"""
+_ENTRIES_END: Final = """
+          ORDER BY record_id LIMIT $3) e) page
 WHERE h.dataset_number = $1
 """
-_COUNT: Final = f"SELECT (SELECT count(*) FROM entry WHERE {_RANGE}) FROM head WHERE dataset_number = $1"
+_ENTRIES: Final = f"{_ENTRIES_BEGIN} WHERE {_LIVE} {_ENTRIES_END}"
+_ENTRIES_THROUGH: Final = f"{_ENTRIES_BEGIN} WHERE {_LIVE} AND record_id <= $4 {_ENTRIES_END}"
+_COUNT: Final = f"SELECT (SELECT count(*) FROM entry WHERE {_LIVE}) FROM head WHERE dataset_number = $1"
+_COUNT_THROUGH: Final = f"SELECT (SELECT count(*) FROM entry WHERE {_LIVE} AND record_id <= $3) FROM head WHERE dataset_number = $1"
 _HEADS: Final = f"""
 SELECT d.dataset_id, d.incarnation, d.number, {_HEAD_COLUMNS}
 FROM dataset d JOIN head h ON h.dataset_number = d.number WHERE d.dataset_id > $1 ORDER BY d.dataset_id LIMIT $2
@@ -203,7 +207,11 @@ async def list_entries(
     connection: Connection, dataset_number: int, *, after: str, through: str, limit: int
 ) -> EntryPage:
     """Read live entries of a range. Raises NotFound."""
-    row = await connection.fetchrow(_ENTRIES, dataset_number, after, through, limit + 1)
+    asked = (dataset_number, after, limit + 1)
+    if through:
+        row = await connection.fetchrow(_ENTRIES_THROUGH, *asked, through)
+    else:
+        row = await connection.fetchrow(_ENTRIES, *asked)
     if row is None:
         raise dataset_not_found()
     revision, ids, revisions, hashes = row
@@ -220,7 +228,10 @@ async def list_entries(
 
 async def count_entries(connection: Connection, dataset_number: int, *, after: str, through: str) -> int:
     """Count live entries of a range. Raises NotFound."""
-    count = await connection.fetchval(_COUNT, dataset_number, after, through)
+    if through:
+        count = await connection.fetchval(_COUNT_THROUGH, dataset_number, after, through)
+    else:
+        count = await connection.fetchval(_COUNT, dataset_number, after)
     if count is None:
         raise dataset_not_found()
     return int(count)
