@@ -124,6 +124,10 @@ class Copy(Mapping[str, T], Generic[T]):
         if self._replacing:
             records, digest = {}, Digest()
         for record_id, event in self._waiting.items():
+            if event.revision > checkpoint.revision:
+                # Of a feed that was left in the middle of a batch. The one that goes on from before that batch may
+                # pass earlier checkpoints first, and brings this again after them.
+                continue
             if isinstance(event, Put):
                 records[record_id] = event
                 digest.put(record_id, event.revision, event.json)

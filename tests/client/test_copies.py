@@ -109,6 +109,29 @@ def test_t61_copy_keeps_the_old_content_during_a_reset() -> None:
     assert list(copy) == ["b"]
 
 
+def test_g7_g11_a_feed_left_in_the_middle_of_a_batch_is_gone_on_with_from_before_it() -> None:
+    """The second feed passes checkpoints that are older than what the first one had begun to tell."""
+    copy: syncline.Copy[Any] = syncline.Copy()
+    newer_a, newer_b = ("a", b'{"v":5}', 5), ("b", b'{"v":4}', 4)
+    first, exact, batch = events(
+        changes(0, 1, [A]), checkpoint(1, [A]), changes(1, 5, [("c", None, 3), newer_b, newer_a])
+    )
+    second = events(
+        changes(0, 1, [A]),
+        checkpoint(1, [A]),
+        *(changes(1, 2, [B, ("c", b"{}", 2)]), checkpoint(2, [A, B, ("c", b"{}", 2)])),
+        *(changes(2, 3, [("c", None, 3)]), checkpoint(3, [A, B])),
+        *(changes(3, 4, [newer_b]), checkpoint(4, [A, newer_b])),
+        *(changes(4, 5, [newer_a]), checkpoint(5, [newer_a, newer_b])),
+    )
+
+    for event in (first, exact, *list(batch)):
+        copy.apply(event)
+    for event in second[2:]:
+        copy.apply(event)
+    assert dict(copy) == {"a": b'{"v":5}', "b": b'{"v":4}'}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
