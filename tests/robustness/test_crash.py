@@ -144,7 +144,7 @@ async def test_t45_g05_g16_a_session_survives_the_server_at_every_step(server, c
     assert staged_files(server) == []
 
 
-@pytest.mark.parametrize("mode", ["accrue", "replace"])
+@pytest.mark.parametrize("mode", [pytest.param("accrue", marks=pytest.mark.slow), "replace"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_t45_g16_a_session_whose_client_died_too(server, client, mode, step):
     """T45, G1, G16: nothing of it shows unless its commit was durable; the next session leaves nothing of it."""

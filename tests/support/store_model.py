@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import blake2b
 
 from syncline_server.errors import (
@@ -68,6 +69,14 @@ class Row:
     data: bytes | None
 
 
+@lru_cache(maxsize=1 << 16)
+def _term(record_id: str, revision: int, data: bytes) -> int:
+    """What a record adds to the digest."""
+    value_hash = blake2b(data, digest_size=16).digest()
+    term = blake2b(record_id.encode() + b"\0" + revision.to_bytes(8, "big") + value_hash, digest_size=16)
+    return int.from_bytes(term.digest(), "big")
+
+
 @dataclass(slots=True, kw_only=True)
 class State:
     """A dataset with everything in it."""
@@ -82,19 +91,7 @@ class State:
 
     def head(self) -> Head:
         live = self.live()
-        digest = sum(
-            int.from_bytes(
-                blake2b(
-                    record_id.encode()
-                    + b"\0"
-                    + row.revision.to_bytes(8, "big")
-                    + blake2b(row.data, digest_size=16).digest(),
-                    digest_size=16,
-                ).digest(),
-                "big",
-            )
-            for record_id, row in live.items()
-        )
+        digest = sum(_term(record_id, row.revision, row.data) for record_id, row in live.items())
         return replace(self.dataset.head, record_count=len(live), digest=digest % DIGEST_MODULUS)
 
 
