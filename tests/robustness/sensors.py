@@ -179,7 +179,8 @@ class Clone(Sensor):
 async def _write(call: Any, message: pb.PushStreamRequest) -> bool:
     """Send a message; False: the stream has ended, and whoever reads it will hear why."""
     try:
-        await asyncio.wait_for(call.write(message), SILENCE_SECONDS)
+        async with asyncio.timeout(SILENCE_SECONDS):
+            await call.write(message)
     except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
         return False
     return True
@@ -188,7 +189,8 @@ async def _write(call: Any, message: pb.PushStreamRequest) -> bool:
 async def _read(call: Any, *, end_is_fine: bool = False) -> Any:
     """The next message. Raises what ended the stream: AioRpcError, Fenced, TimeoutError."""
     try:
-        answer = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
+        async with asyncio.timeout(SILENCE_SECONDS):  # wait_for can swallow a cancellation before Python 3.12
+            answer = await call.read()
     except asyncio.CancelledError:
         if asyncio.current_task().cancelling():
             raise

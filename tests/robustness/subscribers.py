@@ -250,7 +250,8 @@ class FeedStream:
         with contextlib.suppress(
             asyncio.InvalidStateError, grpc.aio.AioRpcError
         ):  # it has ended, and the next read tells why
-            await asyncio.wait_for(call.write(request), SILENCE_SECONDS)
+            async with asyncio.timeout(SILENCE_SECONDS):
+                await call.write(request)
 
 
 def choose_token(run: Run, rng: Any, view: View) -> bytes:
@@ -264,7 +265,8 @@ def choose_token(run: Run, rng: Any, view: View) -> bytes:
 
 async def _message(call: Any) -> Any:
     """The next message. Raises what ended the stream, TimeoutError when nothing comes."""
-    message = await asyncio.wait_for(call.read(), SILENCE_SECONDS)
+    async with asyncio.timeout(SILENCE_SECONDS):  # wait_for can swallow a cancellation before Python 3.12
+        message = await call.read()
     if message is grpc.aio.EOF:
         raise grpc.aio.AioRpcError(
             await call.code(),

@@ -9,6 +9,7 @@ is told by the mark.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -193,10 +194,9 @@ class ProducerStreams:
             for stream in streams:
                 stream.drain()
         self.look_settled()
-        try:
-            await asyncio.wait_for(self._settled.wait(), within_seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                await self._settled.wait()
 
     def look_settled(self) -> None:
         """Note when nothing is left to be written by streams that are to end."""
