@@ -27,9 +27,14 @@ PLACES = {
     "session.applied": 2,
 }
 """Named places of the server, and at which visit it dies."""
+EVERY_COMMIT = {"commit.before", "commit.rows", "commit.after", "purge", "session.applied"}
+"""Places that are tried at every commit; the others in `make test-all`, for they cost seconds each."""
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [place if place in EVERY_COMMIT else pytest.param(place, marks=pytest.mark.slow) for place in PLACES],
+)
 async def test_t02_g02_killed_at_a_named_place(make_server, seed, place):
     """T02, G1, G2, G3, G5, G7: pushes, deletes, sessions and a subscriber live through it and go on."""
     settings = {
@@ -127,7 +132,7 @@ def expected(mode):
     return WHOLE if mode == "replace" else OLD | WHOLE
 
 
-@pytest.mark.parametrize("mode", ["accrue", "replace"])
+@pytest.mark.parametrize("mode", [pytest.param("accrue", marks=pytest.mark.slow), "replace"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_t45_g05_g16_a_session_survives_the_server_at_every_step(server, client, mode, step):
     """T45, G5, G16: its client goes on where it was, and the commit has one effect."""
@@ -195,7 +200,10 @@ async def test_t37_g16_a_killed_upload_is_invisible_and_gives_its_space_back(mak
         assert server.fsck() == []
 
 
-@pytest.mark.parametrize("place", ["prepare", "session.applied", "commit.after"])
+@pytest.mark.parametrize(
+    "place",
+    [*(pytest.param(p, marks=pytest.mark.slow) for p in ("prepare", "session.applied")), "commit.after"],
+)
 async def test_t112_g20_sigterm_during_a_large_commit(server, client, place):
     """T112, G1, G20: it ends cleanly, and the commit is there whole or not at all, as its client was told."""
     await client.create_dataset("things", identity=syncline.by_key("id"))

@@ -10,7 +10,7 @@ import pytest
 from robustness.traffic import PLAIN, Traffic
 from support.server_process import ServerProcess
 
-CYCLES = 12
+CYCLES = 20
 
 
 async def run_cycles(

@@ -15,7 +15,7 @@ from robustness.traffic import TINY, Traffic, told
 from support.proxy import Proxy
 from support.server_process import server_process
 
-SECONDS = 15.0
+SECONDS = 10.0
 LONG_SECONDS = 600.0
 PARTS_SECONDS = 15.0
 """A long run is several of these one after the other, each with a server of its own."""
