@@ -228,6 +228,20 @@ def test_every_error_of_the_sdk_has_an_exit_code():
     assert {failure_of(kind("x")).code for kind in kinds} <= set(MEANINGS)
 
 
+def test_a_filter_that_cannot_be_read_is_shown_with_the_place(client, capsys):
+    client.error = syncline.InvalidArgument(
+        "filter: expected a value, found the end (at position 6)\nyear <\n      ^",
+        fields={"filter": "expected a value, found the end (at position 6)"},
+    )
+
+    assert main(["dataset", "list"]) == ExitCode.ERROR
+    assert capsys.readouterr().err.splitlines() == [
+        "error: filter: expected a value, found the end (at position 6)",
+        "  year <",
+        "        ^",
+    ]
+
+
 def test_debug_shows_the_traceback(client, capsys):
     client.error = RuntimeError("deep")
 

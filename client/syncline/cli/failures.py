@@ -97,7 +97,9 @@ def _sdk_failure(error: syncline.SynclineError) -> Failure:
     hidden = error.total_violations - len(shown)
     if hidden > 0:
         details.append(f"… and {hidden:,} more")
-    details += [f"{name}: {text}" for name, text in error.fields.items()]
+    details += [
+        told for name, text in error.fields.items() if (told := f"{name}: {text}") not in error.message
+    ]
     message = in_options(error.message)
     if error.reason in _FIRST_CLAUSE:
         message = message.partition(";")[0]

@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -150,8 +151,8 @@ def tell(failure: Failure, output: Output) -> None:
             return
         first, *more = failure.message.splitlines() or [""]
         output.note(output.paint("error:", "red", "bold", stream=output.err) + " " + escape(first))
-        for line in more:
-            output.note("  " + escape(line.strip()))
+        for line in textwrap.dedent("\n".join(more)).splitlines():  # a caret keeps its place
+            output.note("  " + escape(line.rstrip()))
         for detail in failure.details:
             output.note("  " + escape(detail))
         if failure.hint:
