@@ -97,7 +97,20 @@ async def purged(directory, name):
 async def quiet(directory, name):
     """Bookmarks are rare, so that only wake-ups bring what was written."""
     settings = {key: value for key, value in TINY.items() if "CHECKPOINT" not in key}
-    crowd = Crowd(writers=2, sessions=0, swaps=0, sensors=0, clones=0, pagers=(), streams=(), replicas=())
+    # Whole copies only: of a filtered one that nothing concerns, the checkpoint moves with the bookmarks.
+    followed = (("things", "all"), ("items", "all"))
+    crowd = Crowd(
+        writers=2,
+        sessions=0,
+        swaps=0,
+        sensors=0,
+        clones=0,
+        pagers=(),
+        streams=(),
+        replicas=(),
+        subscribers=followed,
+        copies=followed,
+    )
     async with server_process(directory, env=settings, prefix=command(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd, checkpoint_seconds=10.0) as traffic:
             traffic.run.is_calm = True
