@@ -158,6 +158,8 @@ class View:
     """Tokens that it was given, oldest first."""
     resume: bytes = b""
     """The newest of them, unless a reset came since."""
+    revoked: float | None = None
+    """When the key that it reads with was deleted."""
 
     def note(self, *frames: Frame) -> None:
         """Something came."""
@@ -218,6 +220,10 @@ class History:
     openings: list[Opening] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
+    guests: list[View] = field(default_factory=list)
+    """Subscribers with keys of their own, which are taken from them."""
+    revocation_seconds: float = 30.0
+    """A stream whose key was deleted has ended after this."""
     faults: list[tuple[float, str]] = field(default_factory=list)
     calm_since: float | None = None
     """When the last fault was over; what is owed within a time is owed from then on."""

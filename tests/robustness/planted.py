@@ -63,6 +63,17 @@ def announcements_are_lost() -> None:
 
 
 @server
+def revoked_keys_live_on() -> None:
+    """Streams are let in by their key, and never asked for it again."""
+    from syncline_server.rpc.calls import OpenStreams
+
+    async def look_away(self: Any) -> None:
+        del self
+
+    OpenStreams.check_keys = look_away
+
+
+@server
 def watermark_checked_only_at_connect() -> None:
     """A token is held against the purge watermark when a stream begins, and no page after that (F1)."""
     from syncline_server.feed import tokens

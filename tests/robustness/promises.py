@@ -21,6 +21,7 @@ PROMISES: dict[str, Validator] = {
     "fenced": promises_store.fenced,
     "no_gratuitous_reset": promises_feed.no_gratuitous_reset,
     "convergent": promises_feed.convergent,
+    "revoked": promises_feed.revoked,
 }
 """By name, the word of the promise."""
 

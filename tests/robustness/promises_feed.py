@@ -180,3 +180,16 @@ def no_gratuitous_reset(evidence: Evidence) -> Iterator[str]:
                 elif not any(p.revision > covered and p.at <= frame.at for p in purges):
                     yield f"{view.name}: reset at a token that covers {covered}, and nothing above was purged"
                 token = b""
+
+
+def revoked(evidence: Evidence) -> Iterator[str]:
+    """G21: who holds a key that was deleted hears nothing more after its time, and is told why."""
+    for view in evidence.history.guests:
+        if view.revoked is None:
+            continue
+        limit = view.revoked + evidence.history.revocation_seconds
+        late = [f for f in view.frames if isinstance(f, (Batch, Checkpoint, Reset)) and f.at > limit]
+        if late:
+            yield f"{view.name}: heard {len(late)} messages more, {late[-1].at - view.revoked:.1f} s after its key was deleted"
+        elif not any(isinstance(f, Ended) and f.code == "UNAUTHENTICATED" for f in view.frames):
+            yield f"{view.name}: was never told that its key is gone"

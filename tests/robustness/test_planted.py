@@ -2,11 +2,12 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 
 import pytest
 
 from robustness.planted import CLIENT, SERVER, command
-from robustness.traffic import TINY, Crowd, Traffic, told
+from robustness.traffic import PLAIN, TINY, Crowd, Traffic, told
 from support.server_process import server_process
 
 SEED = 118
@@ -122,7 +123,20 @@ async def quiet(directory, name):
             return traffic.judge()
 
 
+async def guests(directory, name):
+    """Readers whose keys are taken from them while they follow."""
+    crowd = replace(PLAIN, writers=1, guests=2, subscribers=(), copies=())
+    settings = TINY | {"SYNCLINE_KEY_CHECK_SECONDS": "0.2"}
+    async with server_process(directory, env=settings, prefix=command(name)) as server:
+        async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
+            await traffic.acknowledged(10)
+            await traffic.revoke(within_seconds=SECONDS)
+            await traffic.settle()
+            return traffic.judge()
+
+
 PLANTED = {
+    "revoked_keys_live_on": (guests, {"revoked"}),
     "watermark_checked_only_at_connect": (purged, {"convergent", "filtered"}),
     "stale_token_goes_on": (purged, {"convergent", "filtered"}),
     "head_read_in_a_second_transaction": (busy, {"convergent", "ordered"}),
@@ -146,7 +160,7 @@ PLANTED = {
 }
 """The run of each fault, and the promises that it breaks, one of which at least must tell."""
 
-SOUND = {"sound": (busy, killed, quiet, copies, purged), "announcements_are_lost": (busy,)}
+SOUND = {"sound": (busy, killed, quiet, copies, purged, guests), "announcements_are_lost": (busy,)}
 
 
 SLOW = {"stale_token_goes_on", *(name for name, (run, _) in PLANTED.items() if run is killed)}

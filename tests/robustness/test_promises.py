@@ -17,6 +17,7 @@ from robustness.history import (
     Purged,
     Read,
     Reset,
+    View,
     canonical,
 )
 from robustness.model import Model, digest_of
@@ -100,6 +101,13 @@ def sound():
         checkpoint(5.7, 5, going_away=True),
         Ended(at=6.0, code="UNAVAILABLE", reason="SHUTTING_DOWN"),
     )
+    history.revocation_seconds = 2.0
+    history.guests.append(View(name="guest", dataset="things", revoked=3.0))
+    history.guests[0].note(
+        Opened(at=2.0),
+        Checkpoint(at=4.9, revision=4, count=0, digest=b"", token=b""),
+        Ended(at=5.0, code="UNAUTHENTICATED"),
+    )
     history.view("red", "things", selection="red").note(
         Opened(at=1.6),
         Batch(at=1.7, from_revision=0, to_revision=1, changes=(("put", "a", 1, A1),)),
@@ -180,6 +188,11 @@ def reset(history, reason="COMPACTED", purged=()):
     history.datasets["things"].purges += [Purged(at=4.0, revision=revision) for revision in purged]
 
 
+def guest(history, *frames):
+    """A guest that heard these, instead of what it should."""
+    history.guests[0].frames[1:] = frames
+
+
 BROKEN = {
     "ordered": [
         ("goes on from 3", lambda h: alter(red(h), 3, from_revision=3)),
@@ -221,6 +234,13 @@ BROKEN = {
         ("the stream began at 4", lambda h: alter(whole(h), 6, from_revision=4)),
         ("never given", lambda h: alter(whole(h), 5, token=b"other")),
         ("ended with INTERNAL", lambda h: alter(whole(h), 4, code="INTERNAL")),
+    ],
+    "revoked": [
+        (
+            "heard 1 messages more",
+            lambda h: guest(h, Checkpoint(at=9.0, revision=5, count=0, digest=b"", token=b"")),
+        ),
+        ("was never told", lambda h: guest(h, Ended(at=4.0, code="UNAVAILABLE"))),
     ],
     "bookmarked": [
         ("inside a commit", lambda h: alter(whole(h), 6, partial=True)),

@@ -62,6 +62,8 @@ class Crowd:
     copies: Sequence[tuple[str, str]] = (("things", "all"), ("things", "two"))
     replicas: Sequence[tuple[str, str]] = (("things", "all"), ("items", "red"))
     readers: int = 1
+    guests: int = 0
+    """Subscribers of ``things`` with read keys of their own; see ``Traffic.revoke``."""
     keys: Sequence[str] = tuple(KEYS)
 
 
@@ -95,6 +97,7 @@ class Traffic:
         self.judged: dict[str, list[str]] = {}
         self.catch_up_seconds = CATCH_UP_SECONDS
         """When the faults are over all come to their end within this."""
+        self._guests: dict[str, View] = {}
         self._writing: list[asyncio.Task[None]] = []
         self._following: list[asyncio.Task[None]] = []
 
@@ -158,6 +161,13 @@ class Traffic:
             self._write(Sensor(run, await run.wire(), f"sensor-{n}", "log").work())
         for n in range(crowd.clones):
             self._write(Clone(run, await run.wire(), f"sensor-{n}", "log").work())
+        for n in range(crowd.guests):
+            key = await self.client.create_key("read", dataset="things")
+            view = View(name=f"guest {n}", dataset="things")
+            self.history.guests.append(view)
+            self._guests[key.key_id] = view
+            wire = (await run.wire()).as_key(key.secret)
+            self._follow(Subscriber(run, wire, view).follow())
         for n in range(crowd.readers):
             self._write(Reader(run, await run.wire(), f"reader {n}", "things", keys).work())
         for kind, places in ((Subscriber, crowd.subscribers), (Pager, crowd.pagers)):
@@ -187,6 +197,14 @@ class Traffic:
 
     def _follow(self, work: Coroutine[Any, Any, None]) -> None:
         self._following.append(asyncio.create_task(work, name=f"{work.__qualname__} {len(self._following)}"))
+
+    async def revoke(self, *, within_seconds: float) -> None:
+        """Take the guests' keys, and wait until they must have noticed."""
+        self.history.revocation_seconds = within_seconds
+        for key_id, view in self._guests.items():
+            await self.client.delete_key(key_id)
+            view.revoked = time.monotonic()
+        await asyncio.sleep(within_seconds + CHECKPOINT_SECONDS * 2)  # time to hear what it must not
 
     # -- waiting ------------------------------------------------------------------------------------------
 
