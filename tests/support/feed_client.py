@@ -9,6 +9,7 @@ import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from support.feed_encoder import Copy
+from support.wire import Refused
 from syncline.v1 import feed_pb2, push_service_pb2, update_feed_pb2
 from syncline.v1 import sync_service_pb2 as pb
 from syncline.v1.update_feed_pb2 import AckCheckpoint, AddSubscription, FeedAction, GrantCredit
@@ -122,6 +123,14 @@ class FeedClient:
             info = ErrorInfo()
             assert part.error.details[0].Unpack(info)
             self.errors[name] = info.reason
+
+    async def ended(self) -> Refused:
+        """Read to the end, which must be a refusal: this one."""
+        try:
+            await self.until(lambda: False)
+        except grpc.aio.AioRpcError as error:
+            return Refused(error)
+        raise AssertionError("the stream did not end")
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Take messages until something is so."""

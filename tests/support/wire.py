@@ -112,6 +112,17 @@ class House:
         self.stop = stop
 
 
+def channel_to(server, *options):
+    """A connection of its own to a server process."""
+    own = [*WIDE, ("grpc.use_local_subchannel_pool", 1), *options]
+    return grpc.aio.insecure_channel(server.address, options=own)
+
+
+def wire_to(server, channel):
+    """With the admin key of a server process."""
+    return Wire(channel, server.key)
+
+
 @asynccontextmanager
 async def house(directory: Path, **settings) -> AsyncIterator[House]:
     """A server in this process. Enter and leave it in one task (``support.hosted`` for fixtures)."""
