@@ -8,7 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from support.postgres_cluster import run_apart, shared_cluster
+from examples.local_postgres import run_apart
+from support.postgres_cluster import shared_cluster
 from support.store_model import ModelStore
 from syncline_server.model import (
     Commit,
