@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,9 @@ import anyio
 import structlog
 
 from syncline_server import upkeep
+from syncline_server.catalog.admin_key import ensure_admin_key, make_admin_key
 from syncline_server.catalog.catalog import Catalog
-from syncline_server.catalog.keys import Keys, hash_secret, new_key_id, new_secret
+from syncline_server.catalog.keys import Keys
 from syncline_server.clock import Clock, SystemClock
 from syncline_server.errors import SynclineError
 from syncline_server.feed.feed import Feed
@@ -39,7 +40,7 @@ from syncline_server.ingest.records import Limits, record_id_rule
 from syncline_server.ingest.sessions import Sessions, SessionSettings
 from syncline_server.ingest.write_path import WritePath
 from syncline_server.metrics import Metrics
-from syncline_server.model import Commit, Key, MassDeleteGuard, Role, Status
+from syncline_server.model import Commit, MassDeleteGuard, Status
 from syncline_server.monitoring import monitoring_server
 from syncline_server.notify.local import LocalNotifier
 from syncline_server.query.digests import Digests
@@ -51,7 +52,7 @@ from syncline_server.rpc.server import GrpcServer, ServerSettings, Tls, grpc_ser
 from syncline_server.rpc.services import Rooms, services
 from syncline_server.settings import Settings, split_address
 from syncline_server.store.abc import GroupResult, Store
-from syncline_server.store.sqlite import SqliteStore, open_store
+from syncline_server.store.opening import open_store, shown
 
 _log = structlog.get_logger()
 
@@ -96,6 +97,8 @@ class Running:
     """Address of the monitoring endpoint; empty: none."""
     admin_key: Path
     admin_key_is_new: bool
+    store: str
+    """Where the store is, without its password."""
     store_engine: str
 
 
@@ -146,9 +149,12 @@ async def running(
     """A server that serves while the block lasts; on leaving it drains. Yields it and the event of its failure."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings.database, clock=clock))
+        store = await stack.enter_async_context(
+            open_store(settings.store_address, settings.database, clock=clock)
+        )
         stack.push_async_callback(_last_checkpoint, store)
-        is_new = await ensure_admin_key(store, settings.admin_key, clock)
+        is_new = await ensure_admin_key(store, settings.admin_key)
+        clock = store.clock  # the one whose time is stored (hazard F56)
 
         notifier = LocalNotifier()
         keys = Keys(store, clock)
@@ -247,9 +253,10 @@ async def running(
             http=http,
             admin_key=settings.admin_key,
             admin_key_is_new=is_new,
+            store=shown(settings.store_address) or str(settings.database),
             store_engine=store.info.engine_version,
         )
-        _log.info("server.started", addresses=", ".join(grpc.addresses), http=http, data=str(settings.data))
+        _log.info("server.started", addresses=", ".join(grpc.addresses), http=http, store=server.store)
         try:
             yield server, store.failed
         finally:
@@ -285,51 +292,10 @@ async def _drain(
         await edge.finished(within_seconds=_CLEANUP_SECONDS)
 
 
-async def ensure_admin_key(store: Store, path: Path, clock: Clock) -> bool:
-    """Make an admin key in a store that has no key at all; whether one was made.
-
-    The file comes first: a crash in between leaves a file that the next start replaces, and never a store whose
-    only key nobody knows.
-    """
-    if await store.list_keys(limit=1):
-        return False
-    await make_admin_key(store, path, clock)
-    return True
-
-
-async def make_admin_key(store: Store, path: Path, clock: Clock) -> None:
-    """Make an admin key and write it to a file that only this user can read."""
-    key_id = new_key_id()
-    secret = new_secret(key_id)
-    await asyncio.to_thread(_write_private, path, secret + "\n")
-    await store.create_key(
-        Key(
-            key_id=key_id,
-            secret_hash=hash_secret(secret),
-            role=Role.ADMIN,
-            display_name="made by the server",
-            create_time_us=clock.now_us(),
-        )
-    )
-
-
 async def renew_admin_key(settings: Settings, clock: Clock | None = None) -> None:
-    """Make another admin key in a store that no server has open. Raises StoreRefused."""
-    clock = clock or SystemClock()
-    async with open_store(settings.database, clock=clock) as store:
-        await make_admin_key(store, settings.admin_key, clock)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all, with mode 0600 from its first moment."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    draft.replace(path)
+    """Make another admin key; in an SQLite file only while no server has it open. Raises StoreRefused."""
+    async with open_store(settings.store_address, settings.database, clock=clock or SystemClock()) as store:
+        await make_admin_key(store, settings.admin_key)
 
 
 def _each(*observers: GroupObserver) -> GroupObserver:
@@ -392,9 +358,10 @@ def _end_soon() -> None:
     timer.start()
 
 
-async def _last_checkpoint(store: SqliteStore) -> None:
+async def _last_checkpoint(store: Store) -> None:
     if not store.failed.is_set():
-        await store.maintain()
+        with suppress(SynclineError):  # the next start does it
+            await store.maintain()
 
 
 async def _flush_keys(keys: Keys) -> None:

@@ -96,6 +96,17 @@ def serve_command(
         typer.Option(help="HOST:PORT of /metrics and /healthz; '' for none.", show_default="127.0.0.1:7421"),
     ] = None,
     config: _Config = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="postgresql://USER@HOST/DATABASE: a store for any number of nodes. "
+            "A password shows in the list of processes: give it by PGPASSWORD or ~/.pgpass.",
+            show_default="an SQLite file in the data directory",
+        ),
+    ] = None,
+    node: Annotated[
+        str | None, typer.Option(help="Name of this node, for people.", show_default="host and port")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Allow plain text on addresses reachable from outside.")
     ] = None,
@@ -117,6 +128,8 @@ def serve_command(
         data=data,
         listen=tuple(listen) if listen else None,
         http=http,
+        store=store,
+        node=node,
         insecure=insecure,
         tls_cert=tls_cert,
         tls_key=tls_key,
@@ -258,7 +271,7 @@ def _run(settings: Settings) -> int:
         factory = uvloop.new_event_loop
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(serve(settings, lambda running: _tell_ready(running, settings)))
+            return runner.run(serve(settings, _tell_ready))
     except Exception as error:  # noqa: BLE001 - the last one who can say what happened
         cause = unwrap(error)
         if isinstance(cause, StoreRefused | OSError):
@@ -267,11 +280,11 @@ def _run(settings: Settings) -> int:
         return EXIT_FAILED
 
 
-def _tell_ready(running: "Running", settings: Settings) -> None:
+def _tell_ready(running: "Running") -> None:
     """Say where the server listens and what to do next."""
     out = Console(soft_wrap=True, highlight=False)
     if out.is_terminal:
-        out.print(_welcome(running, settings))
+        out.print(_welcome(running))
     elif running.admin_key_is_new:
         typer.echo(f"admin key in {running.admin_key}")
     for address in running.addresses:
@@ -279,13 +292,13 @@ def _tell_ready(running: "Running", settings: Settings) -> None:
     sys.stdout.flush()
 
 
-def _welcome(running: "Running", settings: Settings) -> Panel:
+def _welcome(running: "Running") -> Panel:
     here = running.addresses[0]
     lines = [
         f"[bold]gRPC[/]      {escape(', '.join(running.addresses))}",
         f"[bold]metrics[/]   {escape('http://' + running.http + '/metrics') if running.http else 'off'}",
-        f"[bold]data[/]      {escape(str(settings.data.resolve()))}  ({escape(running.store_engine)})",
-        f"[bold]admin key[/] {escape(str(running.admin_key.resolve()))}",
+        f"[bold]store[/]     {escape(running.store)}  ({escape(running.store_engine)})",
+        f"[bold]admin key[/] {escape(str(running.admin_key.resolve()) if running.admin_key.exists() else 'elsewhere')}",
         "",
         "Next, in another terminal of this directory:"
         if running.admin_key_is_new

@@ -229,6 +229,39 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right of one holder to do what only one node at a time should do, for a while.
+
+    That time is over does not stop a holder that was suspended, or that hangs. The fence does: it grows each time
+    that the lease changes hands, and the store refuses what is done under an older one.
+    """
+
+    name: str
+    holder: str
+    fence: int
+    expire_time_us: int
+    """Until then nobody else gets it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A server that has the store open, as it last told about itself."""
+
+    node_id: str
+    """Made anew each time the process starts."""
+    name: str
+    """For people."""
+    addresses: tuple[str, ...]
+    version: str
+    start_time_us: int
+    report_time_us: int = 0
+    """When it last reported, by the store's clock."""
+    lag_us: int = 0
+    """How far the heads that it knew trailed the store when it last looked: age of the oldest commit that it had not
+    heard of. 0: level."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """A key as it is stored: the hash of its secret, never the secret."""
 

@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -46,6 +47,20 @@ class Settings(BaseSettings):
         Path,
         Field(description="Directory of the store and of the admin key; made on first start, mode 0700."),
     ] = Path("syncline-data")
+    store: Annotated[
+        SecretStr,
+        Field(
+            description="`postgresql://USER@HOST/DATABASE`: the PostgreSQL database that is the store, shared by any "
+            "number of nodes. Empty: an SQLite file in `data`. A password is better in `PGPASSWORD` or `~/.pgpass`."
+        ),
+    ] = SecretStr("")
+    node: Annotated[
+        str,
+        Field(
+            description="Name of this node, for people. Empty: the host's name and the port of the first address.",
+            max_length=200,
+        ),
+    ] = ""
     listen: Annotated[
         tuple[str, ...],
         NoDecode,
@@ -267,6 +282,16 @@ class Settings(BaseSettings):
         Field(description="Form of the log on standard error. `auto`: text on a terminal, else JSON lines."),
     ] = "auto"
 
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: SecretStr) -> SecretStr:
+        address = value.get_secret_value()
+        if address and not is_postgres(address):
+            raise ValueError(
+                "expected postgresql://USER@HOST/DATABASE, or nothing for an SQLite file in `data`"
+            )
+        return value
+
     @field_validator("listen", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -307,6 +332,11 @@ class Settings(BaseSettings):
                         "set `tls_cert` and `tls_key`, or `insecure` (--insecure) if something else encrypts"
                     )
         return self
+
+    @property
+    def store_address(self) -> str:
+        """Where the store is: a PostgreSQL address, with its password if it has one; empty: in ``database``."""
+        return self.store.get_secret_value()
 
     @property
     def database(self) -> Path:
@@ -357,6 +387,11 @@ def split_address(address: str) -> tuple[str, int]:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"{address!r}: an IPv6 address needs brackets, as in [::1]:7420")
     return host.strip("[]"), int(port)
+
+
+def is_postgres(address: str) -> bool:
+    """Whether a store's address names a PostgreSQL database."""
+    return address.startswith(("postgresql://", "postgres://"))
 
 
 def is_local(address: str) -> bool:

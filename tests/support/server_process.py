@@ -23,7 +23,10 @@ STOP_SECONDS: Final = 20.0
 
 
 class ServerProcess:
-    """A server that can be started, ended and started again on the same directory and port."""
+    """A server that can be started, ended and started again on the same directory and port.
+
+    ``store``: address of a PostgreSQL database. Nodes of one store that share ``data`` share the file of the admin key.
+    """
 
     def __init__(
         self,
@@ -33,15 +36,17 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         listen: str = "127.0.0.1:0",
+        store: str = "",
+        data: Path | None = None,
     ) -> None:
-        self.data = directory / "data"
+        self.data = data or directory / "data"
         self.log_file = directory / "server.log"
         self.http = ""
         self._args = tuple(args)
         self._prefix = tuple(prefix)
         """A command to run it under, such as strace or prlimit."""
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
-        self._env |= {"SYNCLINE_HTTP": ""} | dict(env or {})
+        self._env |= {"SYNCLINE_HTTP": ""} | ({"SYNCLINE_STORE": store} if store else {}) | dict(env or {})
         self._listen = listen
         self._process: subprocess.Popen[bytes] | None = None
         self.output: list[str] = []
@@ -189,9 +194,13 @@ async def server_process(
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     listen: str = "127.0.0.1:0",
+    store: str = "",
+    data: Path | None = None,
 ) -> AsyncIterator[ServerProcess]:
     """A server that runs when the block begins and is gone when it ends."""
-    server = ServerProcess(directory, args=args, env=env, prefix=prefix, listen=listen)
+    server = ServerProcess(
+        directory, args=args, env=env, prefix=prefix, listen=listen, store=store, data=data
+    )
     try:
         await server.start()
         yield server

@@ -125,7 +125,10 @@ def wire_to(server, channel):
 
 @asynccontextmanager
 async def house(directory: Path, **settings) -> AsyncIterator[House]:
-    """A server in this process. Enter and leave it in one task (``support.hosted`` for fixtures)."""
+    """A server in this process. Enter and leave it in one task (``support.hosted`` for fixtures).
+
+    With ``store=`` the address of a PostgreSQL database it is a node; nodes in one directory share the admin key.
+    """
     given = {"data": directory / "data", "listen": "127.0.0.1:0", "http": "", "shutdown_seconds": 3.0}
     stop = asyncio.Event()
     async with running(load_settings(**given | settings), SystemClock(), stop) as (server, _):

@@ -23,12 +23,19 @@ back for lack of space, as ``Unavailable("STORE_UNAVAILABLE")`` when the outcome
 the effect. Seen before with the same fingerprint: nothing is done and the first answer comes back (for
 catalog methods: the present state). With another fingerprint: ``InvalidArgument("REQUEST_ID_REUSED")``.
 Identities of staged calls live and end with their session.
+
+**Leases.** A method that takes a ``Lease`` makes sure, inside the transaction that makes its change, that nobody got
+this lease after its holder; otherwise it does nothing and raises ``Aborted("LEASE_LOST")``. While such a transaction
+runs, the lease does not change hands. Leases and nodes are about the processes that share a store: where only one can
+have it open, they end when it is closed.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from syncline_server.clock import Clock
 from syncline_server.errors import SynclineError
 from syncline_server.model import (
     Appended,
@@ -39,6 +46,8 @@ from syncline_server.model import (
     EntryPage,
     Head,
     Key,
+    Lease,
+    Node,
     Page,
     Producer,
     Record,
@@ -111,6 +120,10 @@ class Store(ABC):
     """A store that is open. Made by its module's ``open_store``, an async context manager that owns it."""
 
     info: StoreInfo
+    clock: Clock
+    """The time that this store stamps. Whatever is compared with stored times is measured by it (hazard F56)."""
+    failed: asyncio.Event
+    """Set when the process should end and be started again: the store is not, or perhaps not, what it was."""
 
     # -- catalog ------------------------------------------------------------------------------------------
 
@@ -265,8 +278,8 @@ class Store(ABC):
         """First answer to a commit with this identity, None if there was none. Raises REQUEST_ID_REUSED."""
 
     @abstractmethod
-    async def forget_requests(self, *, before_us: int, limit: int) -> int:
-        """Forget up to ``limit`` identities remembered until before this time; return how many."""
+    async def forget_requests(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
+        """Forget up to ``limit`` identities remembered until before this time; return how many. Raises LEASE_LOST."""
 
     # -- producers ----------------------------------------------------------------------------------------
 
@@ -326,8 +339,8 @@ class Store(ABC):
         """Forget a replica. Raises NotFound(REPLICA_NOT_FOUND)."""
 
     @abstractmethod
-    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
-        """Forget up to ``limit`` replicas that last reported before this time; return how many."""
+    async def forget_replicas(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
+        """Forget up to ``limit`` replicas that last reported before this time; return how many. Raises LEASE_LOST."""
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -375,8 +388,8 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def expire_sessions(self, *, now_us: int) -> int:
-        """Roll back every session whose time is over; return how many."""
+    async def expire_sessions(self, *, now_us: int, lease: Lease | None = None) -> int:
+        """Roll back every session whose time is over; return how many. Raises LEASE_LOST."""
 
     @abstractmethod
     async def count_sessions(self) -> int:
@@ -452,6 +465,32 @@ class Store(ABC):
     async def revision_times(self, dataset_number: int, revisions: Sequence[int]) -> Sequence[int]:
         """Commit time (µs) of each of these revisions; for one below the watermark, of the oldest one kept."""
 
+    # -- nodes --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> Lease | None:
+        """Take a lease for so long from now, or extend it; None while another holder has it.
+
+        One that nobody has, or whose time is over, is taken with the next fence: 1, 2, 3, … over all holders of the
+        name. One's own is extended under its fence, also late, if nobody has taken it. The time is the store's.
+        """
+
+    @abstractmethod
+    async def release_lease(self, lease: Lease) -> None:
+        """Give a lease back, so that another holder need not wait for its time; nothing if it is another's now."""
+
+    @abstractmethod
+    async def report_node(self, node: Node) -> None:
+        """Record what a node tells about itself, in place of what it told before, with the store's time."""
+
+    @abstractmethod
+    async def remove_node(self, node_id: str) -> None:
+        """Forget a node; nothing if it is not known."""
+
+    @abstractmethod
+    async def list_nodes(self, *, reported_since_us: int = 0) -> Sequence[Node]:
+        """Read the nodes that have reported since then, ordered by (name, node id) as bytes."""
+
     # -- upkeep -------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -463,12 +502,14 @@ class Store(ABC):
         min_revisions: int,
         max_tombstones: int,
         not_beyond: int | None = None,
+        lease: Lease | None = None,
     ) -> PurgeResult:
         """Move the purge watermark and drop the tombstones and commit ids below it, in one transaction.
 
         The watermark goes to the newest revision that was committed before ``before_us``, has at least
         ``min_revisions`` after it, is not above ``not_beyond``, and needs no more than ``max_tombstones`` dropped, or to the next one that
         has tombstones when that alone has more; every tombstone up to it goes. It never goes back.
+        Raises NotFound(DATASET_NOT_FOUND), LEASE_LOST.
         """
 
     @abstractmethod

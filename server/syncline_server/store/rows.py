@@ -14,6 +14,8 @@ from syncline_server.model import (
     Identity,
     IdentityKind,
     Key,
+    Lease,
+    Node,
     Producer,
     RecordScope,
     Replica,
@@ -45,6 +47,13 @@ def source_not_found(dataset_id: str, source_id: str) -> NotFound:
 def etag_mismatch(etag: str) -> Aborted:
     """Somebody changed it meanwhile."""
     return Aborted("ETAG_MISMATCH", f"it was changed meanwhile; the etag is {etag} now", etag=etag)
+
+
+def lease_lost(lease: Lease) -> Aborted:
+    """Another holder has it, or had it since."""
+    return Aborted(
+        "LEASE_LOST", f"the lease {lease.name!r} went to another node; nothing was done", lease=lease.name
+    )
 
 
 def head_of(row: Sequence[Any]) -> Head:
@@ -135,6 +144,19 @@ def replica_of(row: Sequence[Any]) -> Replica:
     """Replica from its columns in the order of the fields."""
     return Replica(
         dataset_number=row[0], replica_id=row[1], key_id=row[2], revision=row[3], report_time_us=row[4]
+    )
+
+
+def node_of(row: Sequence[Any]) -> Node:
+    """Node from its columns in the order of the fields."""
+    return Node(
+        node_id=row[0],
+        name=row[1],
+        addresses=tuple(msgspec.json.decode(row[2])),
+        version=row[3],
+        start_time_us=row[4],
+        report_time_us=row[5],
+        lag_us=row[6],
     )
 
 

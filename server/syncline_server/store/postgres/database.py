@@ -11,6 +11,7 @@ from syncline_server import failpoints
 from syncline_server.clock import Clock
 from syncline_server.errors import SynclineError
 from syncline_server.store.abc import StoreRefused
+from syncline_server.store.postgres.clock import NOW_US, DatabaseClock
 from syncline_server.store.postgres.connection import (
     READ_ONLY,
     SETTINGS,
@@ -19,7 +20,6 @@ from syncline_server.store.postgres.connection import (
     check,
     keep_alive,
 )
-from syncline_server.store.postgres.schema import NOW_US
 from syncline_server.store.postgres.trouble import store_unavailable, translate
 
 P = ParamSpec("P")
@@ -33,9 +33,10 @@ _ATTEMPTS: Final = 3
 class Database:
     """Lends connections that were checked, and turns trouble into our words."""
 
-    def __init__(self, place: Place, clock: Clock | None) -> None:
+    def __init__(self, place: Place, clock: DatabaseClock, held: Clock | None) -> None:
         self._place = place
-        self._clock = clock
+        self._time = clock
+        self._held = held
         self._writers: asyncpg.Pool[Any]
         self._readers: asyncpg.Pool[Any]
         self._fatal: str | None = None
@@ -45,10 +46,17 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, dsn: str, place: Place, clock: Clock | None, *, writers: int, readers: int
+        cls,
+        dsn: str,
+        place: Place,
+        clock: DatabaseClock,
+        *,
+        held: Clock | None,
+        writers: int,
+        readers: int,
     ) -> AsyncIterator["Database"]:
-        """Connect, and close the connections at the end."""
-        database = cls(place, clock)
+        """Connect, and close the connections at the end. ``held``: a test's clock in place of the database's time."""
+        database = cls(place, clock, held)
         async with AsyncExitStack() as stack:
             database._writers = await stack.enter_async_context(database._pool(dsn, dict(SETTINGS), writers))
             database._readers = await stack.enter_async_context(database._pool(dsn, dict(READ_ONLY), readers))
@@ -145,16 +153,25 @@ class Database:
                     raise
         raise AssertionError
 
-    async def now_us(self, connection: Connection) -> int:
+    @property
+    def clock(self) -> Clock:
         """The time of the database; that of a clock that a test holds."""
-        if self._clock is not None:
-            return self._clock.now_us()
+        return self._held or self._time
+
+    async def measure_time(self) -> None:
+        """Ask the database for its time."""
+        await self.read(self._time.measure)
+
+    async def now_us(self, connection: Connection) -> int:
+        """The time of the database, asked for in a transaction; that of a clock that a test holds."""
+        if self._held is not None:
+            return self._held.now_us()
         return int(await connection.fetchval(NOW_US))
 
     @property
     def held_us(self) -> int | None:
         """The time that a test holds; None: the database's counts."""
-        return None if self._clock is None else self._clock.now_us()
+        return None if self._held is None else self._held.now_us()
 
 
 async def _leave(connection: Connection) -> None:

@@ -5,6 +5,7 @@ from typing import Final
 
 from syncline_server.store.abc import StoreInfo
 from syncline_server.store.migrate import Migration, load_migrations, pending
+from syncline_server.store.postgres.clock import NOW_US
 from syncline_server.store.postgres.connection import SCHEMA, Connection, Place
 
 PACKAGE: Final = "syncline_server.store.postgres.migrations"
@@ -23,8 +24,6 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.schema_migration (
 _HAS_TABLE: Final = f"SELECT to_regclass('{SCHEMA}.schema_migration') IS NOT NULL"
 _APPLIED: Final = "SELECT version, checksum FROM schema_migration"
 _NOTE: Final = "INSERT INTO schema_migration (version, name, checksum, time_us) VALUES ($1, $2, $3, $4)"
-NOW_US: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
-"""The time of the database, the only one that is stored (hazard F56)."""
 
 _INSERT_STORE: Final = (
     "INSERT INTO store (one, store_id, token_secret) VALUES (1, $1, $2) ON CONFLICT DO NOTHING"

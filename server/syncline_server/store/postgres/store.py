@@ -4,6 +4,7 @@ Any number of nodes may have one store open. What one of them does is seen by th
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -11,7 +12,6 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from syncline_server import failpoints
-from syncline_server.clock import SystemClock
 from syncline_server.errors import SynclineError
 from syncline_server.model import (
     Appended,
@@ -62,11 +62,11 @@ class PostgresStore(Store):
 
     def __init__(self, *, info: StoreInfo, database: Database, random_bytes: Callable[[int], bytes]) -> None:
         self.info = info
+        self.clock = database.clock
         self.failed = database.failed
         """Set when the process should end and be started again: the database is another one than it was."""
         self._database = database
         self._random_bytes = random_bytes
-        self._clock = SystemClock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._locked_groups = 0
 
@@ -206,7 +206,7 @@ class PostgresStore(Store):
     async def _commit(self, commits: Sequence[Commit], carry_changes: int) -> GroupResult:
         carried = Carried(carry_changes)
         results: list[CommitResult | SynclineError] = []
-        started, sync_seconds = self._clock.monotonic(), 0.0
+        started, sync_seconds = time.monotonic(), 0.0
         for part in _parts(commits):
             try:
                 if isinstance(part[0].write, SessionCommit):
@@ -223,7 +223,7 @@ class PostgresStore(Store):
         return GroupResult(
             results=results,
             appended=carried.appended(),
-            transaction_seconds=self._clock.monotonic() - started,
+            transaction_seconds=time.monotonic() - started,
             sync_seconds=sync_seconds,
         )
 
@@ -256,11 +256,11 @@ class PostgresStore(Store):
         )
         if judged.arguments is None:
             return judged, 0.0
-        started = self._clock.monotonic()
+        started = time.monotonic()
         if not await group.apply(connection, judged):
             self._locked_groups = LOCKED_GROUPS
             return None
-        return judged, self._clock.monotonic() - started
+        return judged, time.monotonic() - started
 
     async def _lock_and_apply(
         self, connection: Connection, commits: Sequence[Commit]
@@ -502,6 +502,7 @@ class PostgresStore(Store):
 
     async def maintain(self) -> None:
         """See Store. Removes what deleted datasets and ended sessions left; VACUUM is PostgreSQL's own business."""
+        await self._database.measure_time()
         if await self._database.read(upkeep.has_left_over):
             for _ in range(RECLAIM_STEPS):
                 if not await self._transact(upkeep.reclaim):

@@ -79,13 +79,13 @@ class SqliteStore(Store):
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.info = info
+        self.clock = clock
         self.failed = writer.failed
         """Set when the process should end and be started again: what became of a write is not known."""
         self._files = files
         self._writer = writer
         self._readers = readers
         self._staging = staging
-        self._clock = clock
         self._random_bytes = random_bytes
         self._tasks: set[asyncio.Task[Any]] = set()
         self._maintained_at = 0
@@ -112,7 +112,7 @@ class SqliteStore(Store):
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
         """One transaction of the catalog."""
-        done = await self._writer.transact(work, *args, now_us=self._clock.now_us())
+        done = await self._writer.transact(work, *args, now_us=self.clock.now_us())
         return done.value
 
     async def _free(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -160,7 +160,7 @@ class SqliteStore(Store):
         return done.dataset, done.appended
 
     async def _rebuild(self, work: Callable[..., rebuild.Rebuilt], *args: Any) -> rebuild.Rebuilt:
-        now_us, random_bytes = self._clock.now_us(), self._random_bytes
+        now_us, random_bytes = self.clock.now_us(), self._random_bytes
         done = await self._writer.transact(work, *args, now_us=now_us, random_bytes=random_bytes)
         await self._staging.discard(done.value.ended_sessions)
         return done.value
@@ -179,7 +179,7 @@ class SqliteStore(Store):
             dataset_number,
             expected_generation,
             identity,
-            now_us=self._clock.now_us(),
+            now_us=self.clock.now_us(),
         )
         staged = self._staging.sessions()
         await self._staging.discard([s.session_id for s in staged if s.dataset_number == dataset_number])
@@ -280,7 +280,7 @@ class SqliteStore(Store):
     async def _commit_part(
         self, commits: Sequence[Commit], carried: Carried, carry_changes: int
     ) -> Done[list[CommitResult | SynclineError]]:
-        now_us, random_bytes = self._clock.now_us(), self._random_bytes
+        now_us, random_bytes = self.clock.now_us(), self._random_bytes
         if isinstance(commits[0].write, SessionCommit):
             done = await self._commit_session(commits[0], carried, carry_changes)
         else:
@@ -296,7 +296,7 @@ class SqliteStore(Store):
     ) -> Done[list[CommitResult | SynclineError]]:
         assert isinstance(commit.write, SessionCommit)
         session_id = commit.write.session_id
-        arguments: dict[str, Any] = {"now_us": self._clock.now_us(), "random_bytes": self._random_bytes}
+        arguments: dict[str, Any] = {"now_us": self.clock.now_us(), "random_bytes": self._random_bytes}
         async with self._staging.frozen(session_id) as uri:
             if uri is None:  # a stream session, or one that has ended: the transaction says what that means
                 return await self._writer.transact(
@@ -493,7 +493,7 @@ class SqliteStore(Store):
             epoch=epoch,
             previous_epoch=previous_epoch,
             dry_run=dry_run,
-            now_us=self._clock.now_us(),
+            now_us=self.clock.now_us(),
         )
         return done.value
 
