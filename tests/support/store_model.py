@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
 
+from support.store_model_nodes import ModelNodes
 from syncline_server.errors import (
     Aborted,
     AlreadyExists,
@@ -51,7 +52,7 @@ from syncline_server.model import (
     Upserts,
     Violation,
 )
-from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
+from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, StoreInfo
 
 REMEMBER_US = 25 * 3_600 * 1_000_000
 
@@ -115,7 +116,7 @@ class Remembered:
     resource: object = None
 
 
-class ModelStore(Store):
+class ModelStore(ModelNodes):
     """All of a store, in memory."""
 
     def __init__(self, clock, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
@@ -128,7 +129,7 @@ class ModelStore(Store):
             histories=frozenset({history_id}),
             engine_version="dict",
         )
-        self._clock = clock
+        super().__init__(clock)
         self._random_bytes = random_bytes
         self._states: dict[int, State] = {}
         self._sources: dict[int, Source] = {}
@@ -651,7 +652,8 @@ class ModelStore(Store):
             return None
         return replace(seen.answer or CommitResult(revision=0, changed=False, statuses=b""), replayed=True)
 
-    async def forget_requests(self, *, before_us, limit):
+    async def forget_requests(self, *, before_us, limit, lease=None):
+        self.check_lease(lease)
         old = sorted((r.until_us, name) for name, r in self._requests.items() if r.until_us < before_us)
         for _, name in old[:limit]:
             del self._requests[name]
@@ -720,7 +722,8 @@ class ModelStore(Store):
         self._remember(identity, CommitResult(revision=revision, changed=False, statuses=b""))
         return revision
 
-    async def expire_sessions(self, *, now_us):
+    async def expire_sessions(self, *, now_us, lease=None):
+        self.check_lease(lease)
         over = [
             key
             for key, staged in self._sessions.items()
@@ -960,7 +963,8 @@ class ModelStore(Store):
             raise NotFound("REPLICA_NOT_FOUND", "no such replica")
         self._remember(identity, resource=replica_id)
 
-    async def forget_replicas(self, *, before_us, limit):
+    async def forget_replicas(self, *, before_us, limit, lease=None):
+        self.check_lease(lease)
         old = [key for key, r in self._replicas.items() if r.report_time_us < before_us][:limit]
         for key in old:
             del self._replicas[key]
@@ -968,8 +972,11 @@ class ModelStore(Store):
 
     # -- upkeep -------------------------------------------------------------------------------------------
 
-    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond=None):
+    async def purge(
+        self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond=None, lease=None
+    ):
         state = self._state(dataset_number)
+        self.check_lease(lease)
         head = state.dataset.head
         wanted = max(
             (

@@ -22,6 +22,8 @@ from syncline_server.model import (
     EntryPage,
     Head,
     Key,
+    Lease,
+    Node,
     Page,
     Producer,
     Record,
@@ -38,6 +40,7 @@ from syncline_server.store.plan import check_fingerprint
 from syncline_server.store.postgres import (
     catalog,
     group,
+    nodes,
     producers,
     reads,
     rebuild,
@@ -98,6 +101,17 @@ class PostgresStore(Store):
 
     async def _transact(self, work: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         return await self._detached(self._database.transact(work, *args, **kwargs))
+
+    async def _fenced(
+        self, lease: Lease | None, work: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any
+    ) -> T:
+        """One transaction, which begins by making sure of a lease."""
+
+        async def checked(connection: Connection) -> T:
+            await nodes.check_lease(connection, lease)
+            return await work(connection, *args, **kwargs)
+
+        return await self._transact(checked)
 
     # -- catalog ------------------------------------------------------------------------------------------
 
@@ -291,9 +305,9 @@ class PostgresStore(Store):
         check_fingerprint(identity, found[0])
         return found[1]
 
-    async def forget_requests(self, *, before_us: int, limit: int) -> int:
+    async def forget_requests(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._transact(requests.forget, before_us=before_us, limit=limit)
+        return await self._fenced(lease, requests.forget, before_us=before_us, limit=limit)
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -336,9 +350,9 @@ class PostgresStore(Store):
         """See Store."""
         return await self._write(sessions.discard_session, session_id, source_number, identity)
 
-    async def expire_sessions(self, *, now_us: int) -> int:
+    async def expire_sessions(self, *, now_us: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._transact(sessions.expire, now_us)
+        return await self._fenced(lease, sessions.expire, now_us)
 
     async def count_sessions(self) -> int:
         """See Store."""
@@ -477,9 +491,31 @@ class PostgresStore(Store):
         """See Store."""
         await self._write(replicas.delete_replica, dataset_number, replica_id, identity)
 
-    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
+    async def forget_replicas(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._transact(replicas.forget, before_us=before_us, limit=limit)
+        return await self._fenced(lease, replicas.forget, before_us=before_us, limit=limit)
+
+    # -- nodes --------------------------------------------------------------------------------------------
+
+    async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> Lease | None:
+        """See Store."""
+        return await self._write(nodes.acquire_lease, name, holder, seconds)
+
+    async def release_lease(self, lease: Lease) -> None:
+        """See Store."""
+        await self._transact(nodes.release_lease, lease)
+
+    async def report_node(self, node: Node) -> None:
+        """See Store."""
+        await self._write(nodes.report_node, node)
+
+    async def remove_node(self, node_id: str) -> None:
+        """See Store."""
+        await self._transact(nodes.remove_node, node_id)
+
+    async def list_nodes(self, *, reported_since_us: int = 0) -> Sequence[Node]:
+        """See Store."""
+        return await self._database.read(nodes.list_nodes, reported_since_us=reported_since_us)
 
     # -- upkeep -------------------------------------------------------------------------------------------
 
@@ -491,6 +527,7 @@ class PostgresStore(Store):
         min_revisions: int,
         max_tombstones: int,
         not_beyond: int | None = None,
+        lease: Lease | None = None,
     ) -> PurgeResult:
         """See Store."""
         wanted = await self._database.read(
@@ -498,7 +535,7 @@ class PostgresStore(Store):
         )
         if not_beyond is not None:
             wanted = min(wanted, not_beyond)
-        return await self._transact(upkeep.purge, dataset_number, wanted, max_tombstones)
+        return await self._fenced(lease, upkeep.purge, dataset_number, wanted, max_tombstones)
 
     async def maintain(self) -> None:
         """See Store. Removes what deleted datasets and ended sessions left; VACUUM is PostgreSQL's own business."""

@@ -1,9 +1,10 @@
 """The SQLite store: the contract's methods, each a function handed to the writer's or a reader's thread."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from syncline_server.clock import Clock
 from syncline_server.errors import ResourceExhausted, SynclineError
@@ -16,6 +17,8 @@ from syncline_server.model import (
     EntryPage,
     Head,
     Key,
+    Lease,
+    Node,
     Page,
     Producer,
     Record,
@@ -49,11 +52,13 @@ from syncline_server.store.sqlite.files import (
     load_ballast,
 )
 from syncline_server.store.sqlite.group import commit_group
+from syncline_server.store.sqlite.nodes import Nodes
 from syncline_server.store.sqlite.readers import Readers
 from syncline_server.store.sqlite.staging import Staging
 from syncline_server.store.sqlite.trouble import store_full
 from syncline_server.store.sqlite.writer import Done, Writer
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 CHECKPOINT_BYTES: Final = 16 << 20
@@ -87,6 +92,7 @@ class SqliteStore(Store):
         self._readers = readers
         self._staging = staging
         self._random_bytes = random_bytes
+        self._nodes = Nodes()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._maintained_at = 0
 
@@ -123,6 +129,15 @@ class SqliteStore(Store):
             if not drop_ballast(self._files):
                 raise
         return (await self._writer.transact(work, *args, **kwargs)).value
+
+    async def _fenced(self, lease: Lease | None, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """The same, beginning by making sure of a lease."""
+
+        def checked(connection: sqlite3.Connection) -> T:
+            self._nodes.check_lease(lease)
+            return work(connection, *args, **kwargs)
+
+        return await self._free(checked)
 
     # -- catalog ------------------------------------------------------------------------------------------
 
@@ -317,9 +332,9 @@ class SqliteStore(Store):
         check_fingerprint(identity, found[0])
         return found[1]
 
-    async def forget_requests(self, *, before_us: int, limit: int) -> int:
+    async def forget_requests(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._free(requests.forget, before_us=before_us, limit=limit)
+        return await self._fenced(lease, requests.forget, before_us=before_us, limit=limit)
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -374,19 +389,20 @@ class SqliteStore(Store):
         await self._staging.discard([session_id])
         return revision
 
-    async def expire_sessions(self, *, now_us: int) -> int:
+    async def expire_sessions(self, *, now_us: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._detached(self._expire_sessions(now_us))
+        return await self._detached(self._expire_sessions(now_us, lease))
 
-    async def _expire_sessions(self, now_us: int) -> int:
+    async def _expire_sessions(self, now_us: int, lease: Lease | None) -> int:
         expired = [
             session.session_id
             for session in self._staging.sessions()
             if session.expire_time_us is not None and session.expire_time_us <= now_us
         ]
         if not expired and not await self._readers.read(sessions.expires_streams):
+            await self._on_writer(self._nodes.check_lease, lease)
             return 0
-        ended = await self._free(sessions.expire, expired, now_us)
+        ended = await self._fenced(lease, sessions.expire, expired, now_us)
         await self._staging.discard(expired)
         return ended
 
@@ -529,9 +545,36 @@ class SqliteStore(Store):
         """See Store."""
         await self._write(replicas.delete_replica, dataset_number, replica_id, identity)
 
-    async def forget_replicas(self, *, before_us: int, limit: int) -> int:
+    async def forget_replicas(self, *, before_us: int, limit: int, lease: Lease | None = None) -> int:
         """See Store."""
-        return await self._free(replicas.forget, before_us=before_us, limit=limit)
+        return await self._fenced(lease, replicas.forget, before_us=before_us, limit=limit)
+
+    # -- nodes --------------------------------------------------------------------------------------------
+
+    async def acquire_lease(self, name: str, *, holder: str, seconds: float) -> Lease | None:
+        """See Store."""
+        now_us = self.clock.now_us()
+        return await self._on_writer(self._nodes.acquire_lease, name, holder, seconds, now_us=now_us)
+
+    async def release_lease(self, lease: Lease) -> None:
+        """See Store."""
+        await self._on_writer(self._nodes.release_lease, lease)
+
+    async def report_node(self, node: Node) -> None:
+        """See Store."""
+        await self._on_writer(self._nodes.report_node, node, now_us=self.clock.now_us())
+
+    async def remove_node(self, node_id: str) -> None:
+        """See Store."""
+        await self._on_writer(self._nodes.remove_node, node_id)
+
+    async def list_nodes(self, *, reported_since_us: int = 0) -> Sequence[Node]:
+        """See Store."""
+        return await self._on_writer(self._nodes.list_nodes, reported_since_us=reported_since_us)
+
+    async def _on_writer(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what is about this process on the writer's thread, so that it is never inside a transaction."""
+        return await self._writer.outside(lambda _: work(*args, **kwargs))
 
     # -- upkeep -------------------------------------------------------------------------------------------
 
@@ -543,6 +586,7 @@ class SqliteStore(Store):
         min_revisions: int,
         max_tombstones: int,
         not_beyond: int | None = None,
+        lease: Lease | None = None,
     ) -> PurgeResult:
         """See Store."""
         wanted = await self._readers.read(
@@ -550,7 +594,7 @@ class SqliteStore(Store):
         )
         if not_beyond is not None:
             wanted = min(wanted, not_beyond)
-        return await self._free(upkeep.purge, dataset_number, wanted, max_tombstones)
+        return await self._fenced(lease, upkeep.purge, dataset_number, wanted, max_tombstones)
 
     async def maintain(self) -> None:
         """See Store. Checkpoints the WAL, removes what deleted datasets left, closes idle files."""
