@@ -6,4 +6,5 @@ pytest_plugins = [
     "fixtures.fix_leaks",
     "fixtures.fix_secrets",
     "fixtures.fix_servers",
+    "fixtures.fix_stores",
 ]

@@ -249,7 +249,7 @@ async def test_t64_a_commit_larger_than_any_message(things):
             await session.upsert({"id": f"{n}", "text": "x" * 500} for n in range(30_000))
         events = await until_checkpoint(stream, 1)
 
-    checkpoints = [e for e in events if isinstance(e, syncline.Checkpoint)]
+    checkpoints = [e for e in events if isinstance(e, syncline.Checkpoint) and e.revision == 1]
     assert {e.revision for e in events if isinstance(e, syncline.Put)} == {1}
     assert len(changed(events)) == 30_000
     assert [c.record_count for c in checkpoints] == [30_000]

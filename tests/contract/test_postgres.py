@@ -25,12 +25,12 @@ from syncline_server.store.postgres import PostgresStore, admin, open_store
 from syncline_server.store.postgres.connection import SETTINGS
 from syncline_server.store.postgres.fsck import check_store
 
+pytestmark = pytest.mark.only_store("postgres", reason="nodes that share a database, and its faults")
+
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[PostgresBackend]:
-    backend = PostgresBackend(tmp_path)
-    yield backend
-    backend.check()
+def postgres(durable: PostgresBackend) -> PostgresBackend:
+    return durable
 
 
 @asynccontextmanager
@@ -378,7 +378,7 @@ async def test_f51_another_timeline_is_another_history(own_cluster: PostgresClus
 # -- checks -----------------------------------------------------------------------------------------------
 
 
-async def test_t16_fsck_finds_what_is_wrong(tmp_path: Path) -> None:
+async def test_t16_fsck_finds_what_is_wrong(postgres: PostgresBackend) -> None:
     """T16: each promise broken by hand is noticed, so that the fixture can fail."""
     breakages = {
         "UPDATE record SET data = '{}' WHERE record_id = 'a'": "does not match their hashes",
@@ -398,13 +398,12 @@ async def test_t16_fsck_finds_what_is_wrong(tmp_path: Path) -> None:
         "DELETE FROM source": "source of record",
         "DELETE FROM head": "dataset without head",
     }
-    backend = PostgresBackend(tmp_path)
-    async with backend.open() as store:
-        bench = await Bench.make(store, backend.clock)
+    async with postgres.open() as store:
+        bench = await Bench.make(store, postgres.clock)
         await bench.put(["a", "b"])
         await bench.put(["c", "d"])
         await bench.remove("d")
-    async with stranger(backend) as other:
+    async with stranger(postgres) as other:
         for statement, expected in breakages.items():
             broken = other.transaction()
             await broken.start()
@@ -413,7 +412,6 @@ async def test_t16_fsck_finds_what_is_wrong(tmp_path: Path) -> None:
             problems = (await check_store(other, None)).problems
             assert any(expected in problem for problem in problems), (statement, problems)
             await broken.rollback()
-    backend.check()
 
 
 # -- a node that dies -------------------------------------------------------------------------------------

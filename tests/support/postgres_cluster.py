@@ -14,6 +14,10 @@ from examples.local_postgres import LocalPostgres, run_apart
 
 TEMPLATE = "syncline_template"
 
+END_OTHERS = """
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 WIPE = """
 DO $$
 DECLARE
@@ -48,10 +52,23 @@ class PostgresCluster(LocalPostgres):
         self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
         return name
 
-    def give_back(self, name: str) -> None:
-        """Emptied it serves another test: making one and dropping it would take longer than most tests."""
-        self.execute(WIPE, name)
+    def take_back(self, name: str) -> None:
+        """Check that the database is what a store promises to be (T16), and empty it.
+
+        It serves another test then: making one and dropping it would take longer than most tests.
+        """
+        run_apart(self._take_back(name))
         self._wiped.append(name)
+
+    async def _take_back(self, name: str) -> None:
+        from syncline_server.store.postgres.connection import single_connection
+        from syncline_server.store.postgres.fsck import check_store
+
+        async with single_connection(self.dsn(name)) as connection:
+            await connection.execute(END_OTHERS)  # those of a server that was killed may still be busy
+            report = await check_store(connection, None)
+            assert report.ok, report.problems
+            await connection.execute(WIPE)
 
 
 _running: list[PostgresCluster] = []
@@ -88,3 +105,18 @@ def running_cluster() -> Iterator[PostgresCluster]:
             cluster.stop()
     finally:
         shutil.rmtree(directory)
+
+
+@contextmanager
+def store_address(store_name: str) -> Iterator[str]:
+    """Where a server is to keep its data: empty for its own directory, else the address of an empty database.
+
+    T16: the database is checked at the end. The file of SQLite is for the tests that stop their server to check.
+    """
+    if store_name == "sqlite":
+        yield ""
+        return
+    cluster = shared_cluster()
+    database = cluster.new_database()
+    yield cluster.dsn(database)
+    cluster.take_back(database)
