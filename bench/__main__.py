@@ -52,16 +52,23 @@ def _progress(console: Console, name: str) -> Iterator[Callable[[str], None]]:
 
 
 async def _measure(
-    arguments: argparse.Namespace, console: Console, parent: Path, peers: Mapping[str, System]
+    arguments: argparse.Namespace,
+    console: Console,
+    parent: Path,
+    peers: Mapping[str, System],
+    systems: dict[str, dict[str, str]],
 ) -> tuple[Outcome, list[str]]:
     found: list[Outcome] = []
     failed: list[str] = []
     for name in arguments.only or figures.ALL:
         watch = Stopwatch()
         with _progress(console, name) as say, work_directory(parent) as directory:
-            room = Room(directory=directory, quick=arguments.quick, peers=peers, say=say)
+            room = Room(directory=directory, quick=arguments.quick, peers=peers, say=say, systems=systems)
             try:
                 found.append(await figures.ALL[name](room))
+            except Unavailable as missing:
+                console.print(f"without {name}: {missing}")
+                continue
             except Exception:  # noqa: BLE001 - the other figures are worth having; the exit code tells
                 console.print(f"{name} failed:\n{traceback.format_exc()}", highlight=False, markup=False)
                 failed.append(name)
@@ -85,12 +92,12 @@ async def main() -> int:
     watch = Stopwatch()
     present = _present(console)
     peers = {name: system for name, system in present.items() if name != "syncline"}
-    outcome, failed = await _measure(arguments, console, parent, peers)
     systems = {
         name: {"version": system.version(), "durability": system.durability}
         for name, system in present.items()
     }
     systems["sqlite"] = {"version": Sqlite.version(), "durability": Sqlite.durability}
+    outcome, failed = await _measure(arguments, console, parent, peers, systems)
     report.show(console, outcome, facts, systems)
     report.write_json(arguments.output, report.as_json(outcome, facts, systems))
     console.print(f"{arguments.output} written after {watch.seconds:.0f} s")

@@ -57,6 +57,8 @@ class Room:
     """The ones that are on this machine."""
     say: Callable[[str], None]
     """Tells what is being done."""
+    systems: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Version and durability of what a measurement has used beside the peers."""
 
     def pick(self, full: int, quick: int) -> int:
         """The first, or under ``--quick`` the second."""

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from bench.measure import Figure, Outcome, Requirement
 
-PEERS = ("etcd", "nats", "sqlite", "grpc")
-"""Columns beside Syncline's. ``grpc``: a bare grpc.aio server, whichever of its methods it is."""
+PEERS = ("etcd", "nats", "sqlite", "postgres", "grpc")
+"""Columns beside Syncline's. ``grpc``: a bare grpc.aio server, ``postgres``: asyncpg, whatever each does."""
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -35,7 +35,7 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 
 def _column(name: str) -> str:
     """Where the value of a system stands."""
-    return "grpc" if name.startswith("grpc_") else name
+    return {"grpc": "grpc", "pg": "postgres"}.get(name.partition("_")[0], name)
 
 
 def _number(value: float) -> str:

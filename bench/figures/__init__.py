@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bench.figures import filtered, idle, live, push, replace, replica, sensor, sync
+from bench.figures import filtered, idle, live, postgres, push, replace, replica, sensor, sync
 from bench.measure import Measurement
 
 ALL: Mapping[str, Measurement] = {
@@ -19,6 +19,9 @@ ALL: Mapping[str, Measurement] = {
     "rss_subscription": idle.measure_subscriptions,
     "replica_file_cold": replica.measure_cold,
     "replace": replace.measure,
+    "pg_push": postgres.measure_push,
+    "pg_sync": postgres.measure_sync,
+    "pg_live": postgres.measure_live,
 }
 """By the name that ``--only`` takes. Some make several figures; ``replace`` makes those that need a million records,
 sync_resume and digest_repair among them."""

@@ -32,7 +32,7 @@ FANOUT_EVENTS_PER_SECOND = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class Plan:
     """How a latency is measured."""
 
     each: int
@@ -71,11 +71,14 @@ async def _followed(
     )
 
 
-class _LatencyRound:
+class LatencyRound:
     """Writes one record after the other; returns the p50 and keeps the p99, in ms."""
 
-    def __init__(self, client: Publisher, followers: Followers, plan: _Plan) -> None:
+    def __init__(
+        self, client: Publisher, followers: Followers, plan: Plan, *, collection: str = "live"
+    ) -> None:
         self._client = client
+        self._collection = collection
         self._followers = followers
         self._plan = plan
         self._next = 0
@@ -88,7 +91,7 @@ class _LatencyRound:
             self._next += 1
             item = make_item(self._next)
             item["sent_ns"] = time.monotonic_ns()
-            await self._client.push_one("live", item)
+            await self._client.push_one(self._collection, item)
             await asyncio.sleep(plan.pause_seconds)
         latencies = await self._followers.latencies_ns()
         self.p99.append(percentile(latencies, 0.99) / 1e6)
@@ -98,7 +101,7 @@ class _LatencyRound:
 _Samples = Mapping[str, Sequence[float]]
 
 
-async def _latencies(room: Room, systems: Sequence[Watched], plan: _Plan) -> tuple[_Samples, _Samples]:
+async def _latencies(room: Room, systems: Sequence[Watched], plan: Plan) -> tuple[_Samples, _Samples]:
     """The p50 and the p99 of each round, by system."""
     async with contextlib.AsyncExitStack() as stack:
         rounds = {}
@@ -107,7 +110,7 @@ async def _latencies(room: Room, systems: Sequence[Watched], plan: _Plan) -> tup
             client = await stack.enter_async_context(system.connect(address))
             await client.create("live")
             followers = await _followed(stack, system, address, "live", plan.each)
-            rounds[system.name] = _LatencyRound(client, followers, plan)
+            rounds[system.name] = LatencyRound(client, followers, plan)
             await rounds[system.name](0)  # connections and caches are warm afterwards
             rounds[system.name].p99.clear()
         p50 = await interleaved(plan.rounds, rounds)
@@ -131,7 +134,7 @@ def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
 
 async def measure_latency(room: Room) -> Outcome:
     """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
-    plan = _Plan(each=1, writes=room.pick(100, 40), rounds=room.pick(5, 3), pause_seconds=0.01)
+    plan = Plan(each=1, writes=room.pick(100, 40), rounds=room.pick(5, 3), pause_seconds=0.01)
     systems = (SynclineFeed(), Syncline(), *room.peers.values(), BareStreams())
     figures: list[Figure] = []
     for part, samples in zip((50, 99), await _latencies(room, systems, plan), strict=True):
@@ -149,7 +152,7 @@ async def measure_latency(room: Room) -> Outcome:
 
 async def measure_many(room: Room) -> Outcome:
     """The same for 1,000 subscribers, 50 on each stream."""
-    plan = _Plan(each=MANY_EACH, writes=room.pick(15, 6), rounds=room.pick(3, 2), pause_seconds=0.1)
+    plan = Plan(each=MANY_EACH, writes=room.pick(15, 6), rounds=room.pick(3, 2), pause_seconds=0.1)
     systems = (SynclineFeed(), *(peer for name, peer in room.peers.items() if name == "etcd"))
     _, p99 = await _latencies(room, systems, plan)
     what = (

@@ -39,7 +39,7 @@ async def _bulk(room: Room, name: str, order: str, items: list[Item]) -> Figure:
             contenders: dict[str, Callable[[int], Awaitable[float]]] = {}
             for system in (Syncline(), *room.peers.values()):
                 client = await connected(stack, system, room)
-                contenders[system.name] = _BulkRound(client, items)
+                contenders[system.name] = BulkRound(client, items)
             sqlite = stack.enter_context(contextlib.closing(Sqlite(room.directory / "sqlite.db")))
             contenders["sqlite"] = _SqliteRound(sqlite, items)
             samples = await interleaved(room.pick(4, 3), contenders)
@@ -60,7 +60,9 @@ async def connected(stack: contextlib.AsyncExitStack, system: System, room: Room
     return await stack.enter_async_context(system.connect(running.address))
 
 
-class _BulkRound:
+class BulkRound:
+    """All items into a new collection."""
+
     def __init__(self, client: Client, items: list[Item]) -> None:
         self._client = client
         self._items = items
@@ -94,8 +96,8 @@ async def measure_single(room: Room) -> Outcome:
         samples = await interleaved(
             room.pick(5, 3),
             {
-                "syncline": _CallersRound(partial(client.push_one, "single"), seconds),
-                "grpc_echo": _CallersRound(lambda item: echo.unary(encode_item(item)), seconds),
+                "syncline": CallersRound(partial(client.push_one, "single"), seconds),
+                "grpc_echo": CallersRound(lambda item: echo.unary(encode_item(item)), seconds),
             },
         )
     values = medians(samples)
@@ -113,7 +115,7 @@ async def measure_single(room: Room) -> Outcome:
     return Outcome(figures=[figure], requirements=needed)
 
 
-class _CallersRound:
+class CallersRound:
     """Fifty callers, each calling again when it is answered."""
 
     def __init__(self, call: Callable[[Item], Awaitable[object]], seconds: float) -> None:

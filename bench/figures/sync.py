@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from bench.figures.push import connected
 from bench.measure import Figure, Outcome, Room, Stopwatch, at_least, interleaved, medians, quiet_collector
 from bench.records import shuffled_items
-from bench.systems.base import Client
 from bench.systems.sqlite import Sqlite
 from bench.systems.syncline import Syncline
 
@@ -22,7 +22,7 @@ async def measure_cold(room: Room) -> Outcome:
             client = await connected(stack, system, room)
             await client.create(_COLLECTION)
             await client.push_bulk(_COLLECTION, items)
-            contenders[system.name] = _copier(client, len(items))
+            contenders[system.name] = copier(client, _COLLECTION, len(items))
         sqlite = stack.enter_context(contextlib.closing(Sqlite(room.directory / "sqlite.db")))
         sqlite.push_bulk(_COLLECTION, items)
         contenders["sqlite"] = _scanner(sqlite, len(items))
@@ -44,10 +44,16 @@ async def measure_cold(room: Room) -> Outcome:
     return Outcome(figures=[figure], requirements=needed)
 
 
-def _copier(client: Client, count: int) -> Callable[[int], Awaitable[float]]:
+class _Copies(Protocol):
+    async def copy(self, collection: str) -> dict[str, bytes]: ...
+
+
+def copier(client: _Copies, collection: str, count: int) -> Callable[[int], Awaitable[float]]:
+    """Measures a copy of so many records."""
+
     async def copy(_number: int) -> float:
         watch = Stopwatch()
-        found = await client.copy(_COLLECTION)
+        found = await client.copy(collection)
         seconds = watch.seconds
         assert len(found) == count, f"{len(found)} of {count} records"
         return count / seconds

@@ -100,6 +100,22 @@ class StubChannel:
         finally:
             call.cancel()
 
+    async def copy(self, collection: str) -> int:
+        """Subscribe from nothing up to the first checkpoint; the number of changes. Nothing is done with them."""
+        call: Any = self.sync.Subscribe(
+            sync.SubscribeRequest(dataset=f"datasets/{collection}"), metadata=self.metadata
+        )
+        changes = 0
+        try:
+            async for response in call:
+                for event in response.events:
+                    changes += len(event.changes.record_ids)
+                    if event.HasField("checkpoint"):
+                        return changes
+        finally:
+            call.cancel()
+        raise RuntimeError("the feed ended before the copy was complete")
+
     async def push_one(self, collection: str, item: Item) -> None:
         """A push of one record that may be repeated, as the SDK sends it."""
         request = push.PushRequest(

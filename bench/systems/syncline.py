@@ -110,8 +110,10 @@ class Syncline(System):
     name = "syncline"
     durability = "fsync before the answer"
 
-    def __init__(self, *, command_prefix: Sequence[str] = ()) -> None:
+    def __init__(self, *, command_prefix: Sequence[str] = (), store: str = "") -> None:
+        """``store``: where in PostgreSQL it is; empty: a file of SQLite."""
         self._prefix = command_prefix
+        self._store = store
 
     def version(self) -> str:
         """Of the distribution."""
@@ -125,6 +127,7 @@ class Syncline(System):
         data = directory / "syncline"
         env |= {
             "SYNCLINE_DATA": str(data),
+            "SYNCLINE_STORE": self._store,
             "SYNCLINE_LISTEN": f"127.0.0.1:{port}",
             "SYNCLINE_HTTP": "",
             "SYNCLINE_STREAMS_PER_KEY": str(_STREAMS_PER_KEY),
