@@ -245,24 +245,28 @@ class ProducerStream:
 
     # -- what comes in ------------------------------------------------------------------------------------
 
-    async def receive(self, first_sequence: int, records: Sequence[bytes]) -> None:
-        """Take readings, and return when there is space for more: until then the peer is not read.
+    def receive(self, first_sequence: int, records: Sequence[bytes]) -> bool:
+        """Take readings; whether there is space for more. If not, the peer is not read before ``space``.
 
         Raises OutOfRange(SEQUENCE_GAP).
         """
         backlog, room = self._backlog, self._room
         if self._ending:
-            return
+            return True
         before = backlog.weight
         taken = backlog.receive(first_sequence, records)
         if taken is Taken.DROPPED:
-            return
+            return True
         room.backlog_bytes += backlog.weight - before
         if taken is Taken.REPEATED:
             self._repeated = True
         self._wake.set()
+        return self._has_space()
+
+    async def space(self) -> None:
+        """Wait until there is space."""
         while not self._has_space():
-            self._crowded = self._crowded or room.is_full
+            self._crowded = self._crowded or self._room.is_full
             self._space.clear()
             await self._space.wait()
 

@@ -18,8 +18,8 @@ what grpc.aio leaves open:
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
@@ -168,12 +168,12 @@ class Edge:
         serialise: Any = handler.response_serializer
         done = self._metrics.calls.labels(method, "OK")
 
-        async def call(messages: AsyncIterator[bytes], context: Context) -> bytes:
+        async def call(_messages: AsyncIterator[bytes], context: Context) -> bytes:
             task = _this_task()
             self._tasks.add(task)
             try:
                 entered = await self._enter(context)
-                async with self._streams.open(entered), aclosing(self._weighed(messages, parse)) as requests:
+                async with self._streams.open(entered), self._requests(context, parse) as requests:
                     response: bytes = serialise(await behaviour(requests, context))
             except BaseException as error:  # noqa: BLE001 - this is where all of them become statuses
                 await self._refuse(method, error, context)
@@ -190,7 +190,7 @@ class Edge:
         serialise: Any = handler.response_serializer
         done = self._metrics.calls.labels(method, "OK")
 
-        async def call(messages: AsyncIterator[bytes], context: Context) -> None:
+        async def call(_messages: AsyncIterator[bytes], context: Context) -> None:
             task = _this_task()
             now = task.get_loop().time
             self._tasks.add(task)
@@ -198,7 +198,7 @@ class Edge:
                 entered = await self._enter(context)
                 async with (
                     self._streams.open(entered),
-                    aclosing(self._weighed(messages, parse)) as requests,
+                    self._requests(context, parse) as requests,
                     # Closed first: whatever it has reading the requests must have ended before they are closed.
                     aclosing(behaviour(requests, context)) as responses,
                 ):
@@ -215,23 +215,19 @@ class Edge:
 
         return call
 
-    async def _weighed(
-        self, messages: AsyncIterator[bytes], parse: Callable[[bytes], Any]
-    ) -> AsyncGenerator[Any, None]:
-        async for data in messages:
-            size = len(data)
-            self._bytes += size
-            try:
-                if self._bytes > self._max_bytes:
-                    self._refuse_overload()
-                try:
-                    request = parse(data)
-                except DecodeError:
-                    raise _unreadable() from None
-                yield request
-                del data, request  # not kept while the next one is waited for
-            finally:
-                self._bytes -= size
+    @asynccontextmanager
+    async def _requests(self, context: Context, parse: Callable[[bytes], Any]) -> AsyncIterator["_Requests"]:
+        requests = _Requests(context.read, parse, self._weigh)
+        try:
+            yield requests
+        finally:
+            requests.let_go()
+
+    def _weigh(self, size: int) -> None:
+        """Note bytes that are held, or with a negative size no longer. Raises ResourceExhausted(OVERLOADED)."""
+        self._bytes += size
+        if size > 0 and self._bytes > self._max_bytes:
+            self._refuse_overload()
 
     async def _enter(self, context: Context) -> Call:
         if self._closing:
@@ -314,6 +310,48 @@ def _secret(metadata: Any) -> str:
     raise Unauthenticated(
         "KEY_MISSING", "no key came with this call: send metadata `authorization: Bearer <key>`"
     )
+
+
+class _Requests:
+    """The messages of a stream, each weighed before it is parsed and until the next one is asked for.
+
+    An object and not a generator, and reading from the context and not from the iterator that grpc offers, which is
+    two generators deep: a stream of single readings is little else than this.
+    """
+
+    __slots__ = ("_parse", "_read", "_size", "_weigh")
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Any]],
+        parse: Callable[[bytes], Any],
+        weigh: Callable[[int], None],
+    ) -> None:
+        self._read = read
+        self._parse = parse
+        self._weigh = weigh
+        self._size = 0
+
+    def __aiter__(self) -> "_Requests":
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._size:
+            self.let_go()
+        data = await self._read()
+        if data is grpc.aio.EOF:
+            raise StopAsyncIteration
+        self._size = len(data)
+        self._weigh(self._size)
+        try:
+            return self._parse(data)
+        except DecodeError:
+            raise _unreadable() from None
+
+    def let_go(self) -> None:
+        """The message is done with."""
+        self._weigh(-self._size)
+        self._size = 0
 
 
 def _unreadable() -> InvalidArgument:

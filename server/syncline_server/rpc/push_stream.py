@@ -73,7 +73,7 @@ async def _read(requests: Requests, stream: ProducerStream) -> None:
     """Hand over what arrives until the peer has sent everything, or something wrong."""
     try:
         async for request in requests:
-            if request.WhichOneof("message") != "readings":
+            if not request.HasField("readings"):
                 stream.end(_not_readings())
                 return
             readings = request.readings
@@ -81,7 +81,8 @@ async def _read(requests: Requests, stream: ProducerStream) -> None:
             records = list(readings.records)
             if first_sequence < 1 or not records:
                 _check_readings(readings)
-            await stream.receive(first_sequence, records)
+            if not stream.receive(first_sequence, records):
+                await stream.space()
             del request, readings, records  # not kept while the next ones are waited for
     except Exception as error:  # noqa: BLE001 - the call's own task tells it
         stream.end(error)
