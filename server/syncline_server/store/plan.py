@@ -8,7 +8,7 @@ has touched nothing, so it needs no savepoint, and fifty small commits cost litt
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from syncline_server.digests import digest_sum
 from syncline_server.errors import (
@@ -104,9 +104,8 @@ class ProducerRow:
     changed: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
-    """A row of the table of revisions."""
+class Revision(NamedTuple):
+    """A row of the table of revisions, in the order of its columns."""
 
     dataset_number: int
     revision: int

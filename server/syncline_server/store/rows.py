@@ -25,6 +25,7 @@ from syncline_server.model import (
     SessionMode,
     Source,
 )
+from syncline_server.store.plan import DatasetState
 
 
 def dataset_not_found(dataset_id: str = "") -> NotFound:
@@ -32,6 +33,28 @@ def dataset_not_found(dataset_id: str = "") -> NotFound:
     if dataset_id:
         return NotFound("DATASET_NOT_FOUND", f"dataset {dataset_id!r} does not exist", dataset=dataset_id)
     return NotFound("DATASET_NOT_FOUND", "the dataset was deleted")
+
+
+def dataset_state(row: Sequence[Any]) -> DatasetState:
+    """A dataset as a transaction finds it, from a row whose bytes are hexadecimal."""
+    head = Head(
+        revision=row[5],
+        commit_id=bytes.fromhex(row[6]),
+        record_count=row[7],
+        digest=int(row[8], 16),
+        commit_time_us=row[9],
+        purge_revision=row[10],
+        last_position=row[11],
+    )
+    return DatasetState(
+        number=row[0],
+        generation=row[1],
+        incarnation=bytes.fromhex(row[2]),
+        scope=RecordScope(row[3]),
+        identity_kind=IdentityKind(row[4]),
+        head=head,
+        first_head=head,
+    )
 
 
 def source_not_found(dataset_id: str, source_id: str) -> NotFound:

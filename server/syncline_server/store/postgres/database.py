@@ -20,7 +20,8 @@ from syncline_server.store.postgres.connection import (
     check,
     keep_alive,
 )
-from syncline_server.store.postgres.trouble import store_unavailable, translate
+from syncline_server.store.postgres.trouble import translate
+from syncline_server.store.trouble import store_unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")

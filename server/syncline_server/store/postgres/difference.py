@@ -7,11 +7,12 @@ time.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Head
+from syncline_server.store.difference import Counts
 from syncline_server.store.plan import Change, Revision
 from syncline_server.store.postgres.connection import Connection
 
@@ -169,22 +170,6 @@ SELECT position, record_id, data, reason FROM record WHERE dataset_number = $1 A
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What a difference does."""
-
-    created: int
-    updated: int
-    deleted: int
-    deleted_of_source: int
-    """Of the deleted ones, those that the source asked about owned."""
-
-    @property
-    def changed(self) -> int:
-        """Number of changes."""
-        return self.created + self.updated + self.deleted
-
-
 async def begin(connection: Connection) -> None:
     """Make the tables, for this transaction."""
     await connection.execute(_BEGIN)
@@ -311,18 +296,7 @@ async def _digest_terms(connection: Connection, revision: int, changed: int) -> 
 
 async def write_revision(connection: Connection, row: Revision) -> None:
     """Add a row to the table of revisions."""
-    await connection.execute(
-        _INSERT_REVISION,
-        row.dataset_number,
-        row.revision,
-        row.commit_id,
-        row.commit_time_us,
-        row.key_id,
-        row.source_number,
-        row.reason,
-        row.puts,
-        row.deletes,
-    )
+    await connection.execute(_INSERT_REVISION, *row)
 
 
 async def read_applied(

@@ -19,9 +19,6 @@ from syncline_server.errors import SynclineError
 from syncline_server.model import (
     Commit,
     CommitResult,
-    Head,
-    IdentityKind,
-    RecordScope,
     SessionMode,
 )
 from syncline_server.store.carried import Carried
@@ -31,6 +28,7 @@ from syncline_server.store.plan import (
     Known,
     Plan,
     ProducerRow,
+    Revision,
     SessionState,
     SourceState,
     call_request_id,
@@ -38,6 +36,7 @@ from syncline_server.store.plan import (
 )
 from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.requests import answer_of, columns_of
+from syncline_server.store.rows import dataset_state
 
 # $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
 # $7 and $8 datasets and record ids, side by side; one dataset goes for all ids,
@@ -161,7 +160,7 @@ def _known(
 ) -> Known:
     unhex = bytes.fromhex
     return Known(
-        datasets={row[0]: _dataset_state(row) for row in datasets},
+        datasets={row[0]: dataset_state(row) for row in datasets},
         sources={
             row[0]: SourceState(number=row[0], dataset_number=row[1], source_id=row[2], disabled=row[3])
             for row in sources
@@ -183,27 +182,6 @@ def _known(
             for row in producers
         },
         answers={row[0]: (unhex(row[1]), answer_of([*row[2:4], unhex(row[4]), *row[5:]])) for row in answers},
-    )
-
-
-def _dataset_state(row: Sequence[Any]) -> DatasetState:
-    head = Head(
-        revision=row[5],
-        commit_id=bytes.fromhex(row[6]),
-        record_count=row[7],
-        digest=int(row[8], 16),
-        commit_time_us=row[9],
-        purge_revision=row[10],
-        last_position=row[11],
-    )
-    return DatasetState(
-        number=row[0],
-        generation=row[1],
-        incarnation=bytes.fromhex(row[2]),
-        scope=RecordScope(row[3]),
-        identity_kind=IdentityKind(row[4]),
-        head=head,
-        first_head=head,
     )
 
 
@@ -289,23 +267,7 @@ def _one_for_all(values: list[int]) -> list[int]:
 
 
 def _revisions(plan: Plan) -> tuple[Sequence[Any], ...]:
-    return _columns(
-        [
-            (
-                row.dataset_number,
-                row.revision,
-                row.commit_id,
-                row.commit_time_us,
-                row.key_id,
-                row.source_number,
-                row.reason,
-                row.puts,
-                row.deletes,
-            )
-            for row in plan.revisions
-        ],
-        9,
-    )
+    return _columns(plan.revisions, len(Revision._fields))
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> tuple[Sequence[Any], ...]:

@@ -21,6 +21,7 @@ from syncline_server.model import (
 )
 from syncline_server.store.abc import StagedCall
 from syncline_server.store.carried import Carried
+from syncline_server.store.difference import Counts
 from syncline_server.store.plan import (
     DatasetState,
     Plan,
@@ -371,7 +372,7 @@ async def _apply(
     plan: Plan,
     commit: Commit,
     dataset: DatasetState,
-    counts: difference.Counts,
+    counts: Counts,
     session_number: int,
 ) -> None:
     revision, commit_id = plan.next_revision(

@@ -4,10 +4,8 @@ from typing import Final
 
 import asyncpg
 
-from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
-
-RETRY_FULL_SECONDS: Final = 5.0
-RETRY_SECONDS: Final = 1.0
+from syncline_server.errors import SynclineError
+from syncline_server.store.trouble import store_full, store_unavailable
 
 _FULL: Final = frozenset({"53100"})
 """disk_full: the server said so, so the transaction was rolled back."""
@@ -15,24 +13,6 @@ _PASSING_CLASSES: Final = frozenset({"08", "40", "53", "57", "58"})
 """Connections, rollbacks, resources, interventions of an operator, the system around the server."""
 _PASSING: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
 """Read-only (a standby answers), idle or long transaction ended, a lock not to be had."""
-
-
-def store_full(detail: str) -> ResourceExhausted:
-    """The disk has no room for a write."""
-    return ResourceExhausted(
-        "STORE_FULL",
-        f"the disk of the store is full ({detail}); nothing was done; reads go on",
-        retry_after_seconds=RETRY_FULL_SECONDS,
-    )
-
-
-def store_unavailable(detail: str) -> Unavailable:
-    """Nobody knows what became of the write."""
-    return Unavailable(
-        "STORE_UNAVAILABLE",
-        f"the store cannot answer ({detail}); retry with the same request id",
-        retry_after_seconds=RETRY_SECONDS,
-    )
 
 
 def translate(error: Exception) -> SynclineError | None:

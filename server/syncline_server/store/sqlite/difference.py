@@ -7,11 +7,12 @@ for a record that stays as it is; for the others only their digests are, some th
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS, Head
+from syncline_server.store.difference import Counts
 from syncline_server.store.plan import Change
 from syncline_server.store.sqlite.columns import integers
 from syncline_server.store.sqlite.group import SLOT_BITS, write_head
@@ -144,22 +145,6 @@ SELECT group_concat(slot - ?1), group_concat(record_id, char(10)),
        CAST(group_concat(ifnull(data, ''), char(10)) AS BLOB), group_concat(reason)
 FROM (SELECT * FROM main.record WHERE slot > ?1 AND slot <= ?1 + ?2 ORDER BY slot)
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What a difference does."""
-
-    created: int
-    updated: int
-    deleted: int
-    deleted_of_source: int
-    """Of the deleted ones, those that the source asked about owned."""
-
-    @property
-    def changed(self) -> int:
-        """Number of changes."""
-        return self.created + self.updated + self.deleted
 
 
 def clear(connection: sqlite3.Connection) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from syncline_server.errors import SynclineError
-from syncline_server.model import Commit, CommitResult, Head, IdentityKind, RecordScope, SessionMode
+from syncline_server.model import Commit, CommitResult, Head, SessionMode
 from syncline_server.store.carried import Carried
 from syncline_server.store.plan import (
     DatasetState,
@@ -22,6 +22,7 @@ from syncline_server.store.plan import (
     call_request_id,
     record_ids_by_dataset,
 )
+from syncline_server.store.rows import dataset_state
 from syncline_server.store.sqlite.columns import BulkInsert, integers, json_array
 from syncline_server.store.sqlite.requests import find_answer, remember_answers
 
@@ -136,7 +137,7 @@ def look_up(connection: sqlite3.Connection, commits: Sequence[Commit]) -> Known:
     decode = msgspec.json.decode
     answers = {name: find_answer(connection, name) for name in decode(answered)}
     return Known(
-        datasets={row[0]: _dataset_state(row) for row in decode(datasets)},
+        datasets={row[0]: dataset_state(row) for row in decode(datasets)},
         sources={
             row[0]: SourceState(number=row[0], dataset_number=row[1], source_id=row[2], disabled=bool(row[3]))
             for row in decode(sources)
@@ -158,27 +159,6 @@ def look_up(connection: sqlite3.Connection, commits: Sequence[Commit]) -> Known:
             for row in decode(producers)
         },
         answers={name: answer for name, answer in answers.items() if answer is not None},
-    )
-
-
-def _dataset_state(row: Sequence[Any]) -> DatasetState:
-    head = Head(
-        revision=row[5],
-        commit_id=bytes.fromhex(row[6]),
-        record_count=row[7],
-        digest=int(row[8], 16),
-        commit_time_us=row[9],
-        purge_revision=row[10],
-        last_position=row[11],
-    )
-    return DatasetState(
-        number=row[0],
-        generation=row[1],
-        incarnation=bytes.fromhex(row[2]),
-        scope=RecordScope(row[3]),
-        identity_kind=IdentityKind(row[4]),
-        head=head,
-        first_head=head,
     )
 
 
@@ -267,17 +247,7 @@ def write_revisions(connection: sqlite3.Connection, revisions: Iterable[Revision
     """Add rows to the table of revisions."""
     flat: list[Any] = []
     for row in revisions:
-        flat += (
-            row.dataset_number,
-            row.revision,
-            row.commit_id,
-            row.commit_time_us,
-            row.key_id,
-            row.source_number,
-            row.reason,
-            row.puts,
-            row.deletes,
-        )
+        flat += row
     _INSERT_REVISIONS.run(connection, (), flat)
 
 

@@ -19,6 +19,7 @@ from syncline_server.model import (
     SessionMode,
 )
 from syncline_server.store.carried import Carried
+from syncline_server.store.difference import Counts
 from syncline_server.store.plan import DatasetState, Plan, check_fingerprint, session_invalid
 from syncline_server.store.rows import session_of
 from syncline_server.store.sqlite import difference
@@ -325,7 +326,7 @@ def _apply(
     plan: Plan,
     commit: Commit,
     dataset: DatasetState,
-    counts: difference.Counts,
+    counts: Counts,
 ) -> None:
     revision, commit_id = plan.next_revision(
         commit, dataset, puts=counts.created + counts.updated, deletes=counts.deleted

@@ -55,8 +55,8 @@ from syncline_server.store.sqlite.group import commit_group
 from syncline_server.store.sqlite.nodes import Nodes
 from syncline_server.store.sqlite.readers import Readers
 from syncline_server.store.sqlite.staging import Staging
-from syncline_server.store.sqlite.trouble import store_full
 from syncline_server.store.sqlite.writer import Done, Writer
+from syncline_server.store.trouble import store_full
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -3,10 +3,8 @@
 import sqlite3
 from typing import Final
 
-from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
-
-RETRY_FULL_SECONDS: Final = 5.0
-RETRY_BUSY_SECONDS: Final = 1.0
+from syncline_server.errors import SynclineError
+from syncline_server.store.trouble import store_full, store_unavailable
 
 _FATAL: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 """After these nothing that the process remembers can be trusted: it ends and is started again (hazard M4)."""
@@ -22,24 +20,6 @@ def primary_code(error: sqlite3.Error) -> int:
 def is_fatal(error: sqlite3.Error) -> bool:
     """Whether the process should end."""
     return primary_code(error) in _FATAL
-
-
-def store_full(detail: str) -> ResourceExhausted:
-    """The disk has no room for a write."""
-    return ResourceExhausted(
-        "STORE_FULL",
-        f"the disk of the store is full ({detail}); nothing was done; reads go on",
-        retry_after_seconds=RETRY_FULL_SECONDS,
-    )
-
-
-def store_unavailable(detail: str) -> Unavailable:
-    """Nobody knows what became of the write."""
-    return Unavailable(
-        "STORE_UNAVAILABLE",
-        f"the store cannot answer ({detail}); retry with the same request id",
-        retry_after_seconds=RETRY_BUSY_SECONDS,
-    )
 
 
 def translate(error: sqlite3.Error) -> SynclineError | None:

@@ -12,7 +12,8 @@ import aiosqlite
 from syncline_server import failpoints
 from syncline_server.clock import Clock
 from syncline_server.store.sqlite.connection import run_on
-from syncline_server.store.sqlite.trouble import is_fatal, store_full, store_unavailable, translate
+from syncline_server.store.sqlite.trouble import is_fatal, translate
+from syncline_server.store.trouble import store_full, store_unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
