@@ -84,6 +84,10 @@ REASONS = {
         "Roll back, read what is there, start over; or open with another conflict policy.",
     ),
     "DATASET_CHANGED": ("The dataset's settings changed while the records were checked.", "Try again."),
+    "LEASE_LOST": (
+        "Upkeep on one node found that another had taken over. Metadata: `lease`. In logs only, no call ends with it.",
+        "Nothing; the other node goes on.",
+    ),
     "PRODUCER_FENCED": (
         "The producer was opened again since, with the `epoch` in the metadata, or it was forgotten.",
         "Only one process may write as a producer: end this one, or open it anew.",

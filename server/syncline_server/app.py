@@ -12,12 +12,15 @@ import asyncio
 import ctypes
 import gc
 import os
+import secrets
 import signal
+import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +43,7 @@ from syncline_server.ingest.records import Limits, record_id_rule
 from syncline_server.ingest.sessions import Sessions, SessionSettings
 from syncline_server.ingest.write_path import WritePath
 from syncline_server.metrics import Metrics
-from syncline_server.model import Commit, MassDeleteGuard, Status
+from syncline_server.model import REPORT_SECONDS, Commit, MassDeleteGuard, Node, Status
 from syncline_server.monitoring import monitoring_server
 from syncline_server.notify.local import LocalNotifier
 from syncline_server.query.digests import Digests
@@ -219,6 +222,7 @@ async def running(
             digests=Digests(store, feed),
             store=store,
             clock=clock,
+            node_id=secrets.token_hex(8),
             limits=limits,
             writable=lambda: probe.writable and not stop.is_set(),
             request_retention_us=round(settings.request_retention_seconds * 1e6),
@@ -232,21 +236,17 @@ async def running(
             http = await stack.enter_async_context(
                 monitoring_server(*split_address(settings.http), metrics, rooms.writable)
             )
-        tasks = await stack.enter_async_context(anyio.create_task_group())
-        for seconds, name, run in (
-            (_EXPIRE_SECONDS, "expire", upkeep.Expiry(sessions, store, metrics).run),
-            (settings.purge_seconds, "purge", _purge(settings, store, uptake, clock, metrics).run),
-            (_UPTAKE_SECONDS, "uptake", uptake.flush),
-            (_FORGET_SECONDS, "replicas", uptake.forget),
-            (_FORGET_SECONDS, "forget", upkeep.Forgetting(store, clock, metrics).run),
-            (_MAINTAIN_SECONDS, "maintain", store.maintain),
-            (_FLUSH_SECONDS, "last_used", keys.flush_last_used),
-            (settings.key_check_seconds, "keys", streams.check_keys),
-            (min(_WRITES_SECONDS, settings.write_seconds / 4), "writes", streams.check_writes),
-            (settings.probe_seconds, "probe", probe.run),
-        ):
-            tasks.start_soon(upkeep.every, seconds, name, run, metrics, name=name)
-        tasks.start_soon(upkeep.watch_lag, clock, metrics, name="lag")
+        beside = (
+            upkeep.Task("uptake", _UPTAKE_SECONDS, uptake.flush),
+            upkeep.Task("maintain", _MAINTAIN_SECONDS, store.maintain),
+            upkeep.Task("last_used", _FLUSH_SECONDS, keys.flush_last_used),
+            upkeep.Task("keys", settings.key_check_seconds, streams.check_keys),
+            upkeep.Task("writes", min(_WRITES_SECONDS, settings.write_seconds / 4), streams.check_writes),
+            upkeep.Task("probe", settings.probe_seconds, probe.run),
+        )
+        background = await stack.enter_async_context(
+            _background(settings, rooms, metrics, grpc.addresses, lambda: 0, beside)
+        )
 
         server = Running(
             addresses=grpc.addresses,
@@ -260,11 +260,33 @@ async def running(
         try:
             yield server, store.failed
         finally:
-            tasks.cancel_scope.cancel()
+            background.cancel()
             if not store.failed.is_set():
                 await _drain(
                     grpc, edge, producer_streams, liveness, writes, feed, seconds=settings.shutdown_seconds
                 )
+
+
+@asynccontextmanager
+async def _background(
+    settings: Settings,
+    rooms: Rooms,
+    metrics: Metrics,
+    addresses: Sequence[str],
+    lag_us: Callable[[], int],
+    beside: Sequence[upkeep.Task],
+) -> AsyncIterator[anyio.CancelScope]:
+    """Do again and again what is to be done until the scope is cancelled; on leaving, take leave of the other nodes."""
+    duty = upkeep.Duty(rooms.store, rooms.node_id)
+    presence = upkeep.Presence(rooms.store, _node(settings, addresses, rooms), lag_us)
+    async with AsyncExitStack() as stack:
+        for leave in (presence.leave, duty.release):
+            stack.push_async_callback(_leave, rooms.store, leave)
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        for task in (*_shared_upkeep(settings, rooms, metrics, duty, presence), *beside):
+            tasks.start_soon(upkeep.every, task, metrics, name=task.name)
+        tasks.start_soon(upkeep.watch_lag, rooms.clock, metrics, name="lag")
+        yield tasks.cancel_scope
 
 
 async def _drain(
@@ -364,6 +386,17 @@ async def _last_checkpoint(store: Store) -> None:
             await store.maintain()
 
 
+async def _leave(store: Store, leave: Callable[[], Awaitable[None]]) -> None:
+    """Tell other nodes that they need not wait for this one; without it they find out by time."""
+    if store.failed.is_set():
+        return
+    try:
+        async with asyncio.timeout(_CLEANUP_SECONDS):
+            await leave()
+    except (SynclineError, TimeoutError) as error:
+        _log.warning("upkeep.failed", task="leave", reason=str(error))
+
+
 async def _flush_keys(keys: Keys) -> None:
     try:
         await keys.flush_last_used()
@@ -378,15 +411,42 @@ async def _flush_uptake(uptake: Uptake) -> None:
         _log.warning("upkeep.failed", task="uptake", reason=error.reason)
 
 
-def _purge(settings: Settings, store: Store, uptake: Uptake, clock: Clock, metrics: Metrics) -> upkeep.Purge:
-    return upkeep.Purge(
-        store,
-        uptake,
-        clock,
+def _shared_upkeep(
+    settings: Settings, rooms: Rooms, metrics: Metrics, duty: upkeep.Duty, presence: upkeep.Presence
+) -> Sequence[upkeep.Task]:
+    """What one of the nodes does for all, and how they agree on which."""
+    expiry = upkeep.Expiry(rooms.sessions, rooms.store, metrics)
+    forgetting = upkeep.Forgetting(rooms.store, rooms.clock, metrics)
+    purge = upkeep.Purge(
+        rooms.store,
+        rooms.uptake,
+        rooms.clock,
         metrics,
         min_age_us=round(settings.retention_seconds * 1e6),
         min_revisions=settings.retention_revisions,
         max_tombstones=settings.purge_tombstones,
+    )
+    return (
+        upkeep.Task("lease", upkeep.EXTEND_SECONDS, duty.run, at_once=True),
+        upkeep.Task("node", REPORT_SECONDS, presence.report, at_once=True),
+        upkeep.Task("nodes", _FORGET_SECONDS, duty.alone(presence.forget)),
+        upkeep.Task("expire", _EXPIRE_SECONDS, duty.alone(expiry.run)),
+        upkeep.Task("sessions", _EXPIRE_SECONDS, expiry.count),
+        upkeep.Task("purge", settings.purge_seconds, duty.alone(purge.run)),
+        upkeep.Task("replicas", _FORGET_SECONDS, duty.alone(rooms.uptake.forget)),
+        upkeep.Task("forget", _FORGET_SECONDS, duty.alone(forgetting.run)),
+    )
+
+
+def _node(settings: Settings, addresses: Sequence[str], rooms: Rooms) -> Node:
+    """What this node is to others. One that has no name goes by its machine, and its port or path."""
+    place = addresses[0] if addresses[0].startswith("unix:") else addresses[0].rpartition(":")[2]
+    return Node(
+        node_id=rooms.node_id,
+        name=settings.node or f"{socket.gethostname()}:{place}",
+        addresses=tuple(addresses),
+        version=version("syncline"),
+        start_time_us=rooms.clock.now_us(),
     )
 
 

@@ -13,7 +13,8 @@
      +-- FailedPrecondition          SOURCE_DISABLED, REQUEST_ID_EXPIRED, IDENTITY_IN_USE,
      |                               IDENTITY_NOT_ADDRESSABLE, MASS_DELETE, SESSION_INCOMPLETE,
      |                               PRODUCER_FENCED
-     +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED, SESSION_CONFLICT
+     +-- Aborted                     ETAG_MISMATCH, CONDITION_FAILED, DATASET_CHANGED, SESSION_CONFLICT,
+     |                               LEASE_LOST
      +-- OutOfRange                  SEQUENCE_GAP
      +-- ResourceExhausted           OVERLOADED, STORE_FULL, TOO_MANY_SESSIONS, TOO_MANY_STREAMS,
      |                               TOO_MANY_SUBSCRIPTIONS

@@ -11,6 +11,10 @@ from typing import Final
 
 DIGEST_MODULUS: Final = 1 << 128
 EMPTY_DIGEST: Final = 0
+REPORT_SECONDS: Final = 5.0
+"""How often a node tells that it is there."""
+SILENT_SECONDS: Final = 15.0
+"""A node that has not reported for three times its turn is taken for gone, until it reports again."""
 
 
 class IdentityKind(enum.IntEnum):
@@ -259,6 +263,10 @@ class Node:
     lag_us: int = 0
     """How far the heads that it knew trailed the store when it last looked: age of the oldest commit that it had not
     heard of. 0: level."""
+
+    def is_silent(self, now_us: int) -> bool:
+        """Whether it has missed its turns to report."""
+        return now_us - self.report_time_us >= SILENT_SECONDS * 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

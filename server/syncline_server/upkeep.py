@@ -1,21 +1,23 @@
-"""What a server does beside serving: expiry, purge, forgetting, checkpoints of the store, watching itself.
+"""What a server does beside serving: expiry, purge, forgetting, telling that it is there, watching itself.
 
-A failed run is logged and counted, and the next one comes at its time.
+A failed run is logged and counted, and the next one comes at its time. Of the nodes that share a store one does what is
+to be done once, under a lease; the others try to get the lease.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 
 from syncline_server.clock import Clock
-from syncline_server.errors import NotFound, SynclineError
+from syncline_server.errors import Aborted, NotFound, SynclineError
 from syncline_server.feed.uptake import Uptake
 from syncline_server.ingest.sessions import Sessions
 from syncline_server.metrics import Metrics
-from syncline_server.model import Dataset
+from syncline_server.model import Dataset, Lease, Node
 from syncline_server.store.abc import Store
 
 _log = structlog.get_logger()
@@ -23,6 +25,12 @@ _log = structlog.get_logger()
 LAG_SECONDS: Final = 0.1
 """How often the event loop's lag is measured."""
 LAG_WARNING_SECONDS: Final = 1.0
+
+LEASE: Final = "upkeep"
+LEASE_SECONDS: Final = 15.0
+"""A node that dies is replaced after this; one that is suspended for longer has lost the right by then."""
+EXTEND_SECONDS: Final = 5.0
+_FORGET_NODE_SECONDS: Final = 3_600.0
 
 _PURGE_RUNS: Final = 20
 """Most transactions of one purge of one dataset, so that a great one is spread over several looks."""
@@ -32,18 +40,36 @@ _FORGET_LIMIT: Final = 2_000
 _DATASETS_PAGE: Final = 100
 
 
-async def every(seconds: float, name: str, run: Callable[[], Awaitable[object]], metrics: Metrics) -> None:
-    """Call ``run`` again and again, with a pause of ``seconds`` ± 10 % before each; never returns."""
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that is done again and again."""
+
+    name: str
+    seconds: float
+    """The pause before each run, ± 10 %."""
+    run: Callable[[], Awaitable[object]]
+    at_once: bool = field(default=False, kw_only=True)
+    """No pause before the first run."""
+
+
+async def every(task: Task, metrics: Metrics) -> None:
+    """Run a task again and again; never returns."""
+    if task.at_once:
+        await _run(task, metrics)
     while True:
-        await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load, hides nothing
-        try:
-            await run()
-        except SynclineError as error:
-            metrics.background_failures.labels(name).inc()
-            _log.warning("upkeep.failed", task=name, reason=error.reason, message=error.message)
-        except Exception:  # noqa: BLE001 - a task of upkeep must not end
-            metrics.background_failures.labels(name).inc()
-            _log.exception("upkeep.failed", task=name)
+        await asyncio.sleep(task.seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load, hides nothing
+        await _run(task, metrics)
+
+
+async def _run(task: Task, metrics: Metrics) -> None:
+    try:
+        await task.run()
+    except SynclineError as error:
+        metrics.background_failures.labels(task.name).inc()
+        _log.warning("upkeep.failed", task=task.name, reason=error.reason, message=error.message)
+    except Exception:  # noqa: BLE001 - a task of upkeep must not end
+        metrics.background_failures.labels(task.name).inc()
+        _log.exception("upkeep.failed", task=task.name)
 
 
 async def watch_lag(clock: Clock, metrics: Metrics) -> None:
@@ -55,6 +81,93 @@ async def watch_lag(clock: Clock, metrics: Metrics) -> None:
         metrics.loop_lag_seconds.observe(lag)
         if lag > LAG_WARNING_SECONDS:
             _log.warning("loop.lag", seconds=round(lag, 3))
+
+
+class Duty:
+    """The lease on what one node does for all of them."""
+
+    def __init__(self, store: Store, holder: str) -> None:
+        self._store = store
+        self._holder = holder
+        self._lease: Lease | None = None
+        self._until = 0.0
+
+    @property
+    def lease(self) -> Lease | None:
+        """Held, and not over as far as this node can tell. Nothing may rest on that: the store checks the fence."""
+        return self._lease if self._store.clock.monotonic() < self._until else None
+
+    async def run(self) -> None:
+        """Take the lease if it can be had, or extend it. Raises the store's troubles."""
+        had = self._lease
+        asked = self._store.clock.monotonic()
+        self._lease = await self._store.acquire_lease(LEASE, holder=self._holder, seconds=LEASE_SECONDS)
+        self._until = asked + LEASE_SECONDS
+        if self._lease is None and had is not None:
+            _lost(had)
+        elif self._lease is not None and (had is None or had.fence != self._lease.fence):
+            _log.info("lease.taken", lease=LEASE, fence=self._lease.fence)
+
+    def alone(self, work: Callable[[Lease], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+        """``work`` for the node that holds the lease, nothing for the others. It ends where the lease is lost."""
+
+        async def run() -> None:
+            lease = self.lease
+            if lease is None:
+                return
+            try:
+                await work(lease)
+            except Aborted as error:
+                if error.reason != "LEASE_LOST":
+                    raise
+                if self._lease is not None and self._lease.fence == lease.fence:
+                    self._lease = None
+                    _lost(lease)
+
+        return run
+
+    async def release(self) -> None:
+        """Give the lease back, so that another node can go on at once. Raises the store's troubles."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await self._store.release_lease(lease)
+
+
+def _lost(lease: Lease) -> None:
+    _log.warning("lease.lost", lease=lease.name, fence=lease.fence)
+
+
+class Presence:
+    """Tells the other nodes, through the store, that this one is there and how far behind it is."""
+
+    def __init__(self, store: Store, node: Node, lag_us: Callable[[], int]) -> None:
+        self.node = node
+        self._store = store
+        self._lag_us = lag_us
+
+    async def report(self) -> None:
+        """Report once."""
+        await self._store.report_node(replace(self.node, lag_us=self._lag_us()))
+
+    async def leave(self) -> None:
+        """Take this node off the list."""
+        await self._store.remove_node(self.node.node_id)
+
+    async def forget(self, lease: Lease) -> None:
+        """Take nodes off the list that will not report again: long silent, or started anew under their name.
+
+        Not fenced: a node that was taken off by mistake is on the list again when it reports.
+        """
+        del lease
+        now_us = self._store.clock.now_us()
+        nodes = await self._store.list_nodes()
+        heard = {node.name for node in nodes if not node.is_silent(now_us)}
+        for node in nodes:
+            silent_us = now_us - node.report_time_us
+            replaced = node.is_silent(now_us) and node.name in heard
+            if replaced or silent_us >= _FORGET_NODE_SECONDS * 1e6:
+                await self._store.remove_node(node.node_id)
+                _log.info("node.forgotten", node=node.name, silent_seconds=silent_us // 1_000_000)
 
 
 class Purge:
@@ -79,15 +192,15 @@ class Purge:
         self._min_revisions = min_revisions
         self._max_tombstones = max_tombstones
 
-    async def run(self) -> None:
-        """Look at every dataset once."""
+    async def run(self, lease: Lease) -> None:
+        """Look at every dataset once. Raises Aborted(LEASE_LOST)."""
         after = ""
         while datasets := await self._store.list_datasets(after=after, limit=_DATASETS_PAGE):
             for dataset in datasets:
-                await self._purge(dataset)
+                await self._purge(dataset, lease)
             after = datasets[-1].dataset_id
 
-    async def _purge(self, dataset: Dataset) -> None:
+    async def _purge(self, dataset: Dataset, lease: Lease) -> None:
         kept = dataset.retention
         min_age_us = self._min_age_us if kept.min_age_us is None else kept.min_age_us
         min_revisions = self._min_revisions if kept.min_revisions is None else kept.min_revisions
@@ -102,6 +215,7 @@ class Purge:
                     min_revisions=min_revisions,
                     max_tombstones=self._max_tombstones,
                     not_beyond=None if held_by is None else held_by.revision,
+                    lease=lease,
                 )
             except NotFound:
                 return  # deleted since it was listed
@@ -120,16 +234,19 @@ class Purge:
 
 
 class Expiry:
-    """Rolls back sessions whose time is over."""
+    """Rolls back sessions whose time is over, and counts those that are open."""
 
     def __init__(self, sessions: Sessions, store: Store, metrics: Metrics) -> None:
         self._sessions = sessions
         self._store = store
         self._metrics = metrics
 
-    async def run(self) -> None:
-        """Look once."""
-        self._metrics.expired_sessions.inc(await self._sessions.expire())
+    async def run(self, lease: Lease) -> None:
+        """Look once. Raises Aborted(LEASE_LOST)."""
+        self._metrics.expired_sessions.inc(await self._sessions.expire(lease))
+
+    async def count(self) -> None:
+        """Set the gauge of open sessions."""
         self._metrics.sessions.set(await self._store.count_sessions())
 
 
@@ -141,10 +258,12 @@ class Forgetting:
         self._clock = clock
         self._metrics = metrics
 
-    async def run(self) -> None:
-        """Forget all that may be forgotten now, in small transactions."""
+    async def run(self, lease: Lease) -> None:
+        """Forget all that may be forgotten now, in small transactions. Raises Aborted(LEASE_LOST)."""
         while True:
-            count = await self._store.forget_requests(before_us=self._clock.now_us(), limit=_FORGET_LIMIT)
+            count = await self._store.forget_requests(
+                before_us=self._clock.now_us(), limit=_FORGET_LIMIT, lease=lease
+            )
             self._metrics.forgotten_requests.inc(count)
             if count < _FORGET_LIMIT:
                 return

@@ -91,6 +91,7 @@ def requests_for(dataset):
         "DeleteReplica": named | {"replica_id": "x", "validate_only": True},
         "DigestRanges": named,
         "GetServerInfo": {},
+        "ListNodes": {},
     }
 
 

@@ -19,7 +19,7 @@ from syncline_server.errors import NotFound, ResourceExhausted
 from syncline_server.feed.uptake import Uptake
 from syncline_server.logs import configure_logs, printable
 from syncline_server.metrics import Metrics
-from syncline_server.model import Dataset, Head, Identity, RecordScope, Retention
+from syncline_server.model import Dataset, Head, Identity, Lease, RecordScope, Retention
 from syncline_server.monitoring import monitoring_server
 from syncline_server.store.abc import PurgeResult
 from syncline_server.versions import CEILINGS, FLOORS, WrongVersion, check_versions
@@ -28,6 +28,9 @@ from syncline_server.versions import CEILINGS, FLOORS, WrongVersion, check_versi
 class Clock(SystemClock):
     def now_us(self):
         return 1_000_000_000
+
+
+LEASE = Lease(name="upkeep", holder="n", fence=1, expire_time_us=0)
 
 
 # -- repeated tasks ----------------------------------------------------------------------------------------
@@ -46,7 +49,7 @@ async def test_a_task_that_fails_is_told_counted_and_run_again():
         enough.set()
 
     with structlog.testing.capture_logs() as events:
-        task = asyncio.create_task(upkeep.every(0.001, "thing", run, metrics))
+        task = asyncio.create_task(upkeep.every(upkeep.Task("thing", 0.001, run), metrics))
         await asyncio.wait_for(enough.wait(), 5)
         task.cancel()
     assert [event["event"] for event in events] == ["upkeep.failed"] * 2
@@ -77,8 +80,9 @@ class Datasets:
     async def list_replicas(self, dataset_number, *, reported_since_us):
         return []
 
-    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond):
+    async def purge(self, dataset_number, *, before_us, min_revisions, max_tombstones, not_beyond, lease):
         assert not_beyond is None, "no replica reports"
+        assert lease is LEASE
         self.calls.append((dataset_number, before_us, min_revisions))
         if dataset_number not in self.left:
             raise NotFound("DATASET_NOT_FOUND", "gone")
@@ -127,7 +131,7 @@ async def test_purge_goes_by_the_retention_of_each_dataset_and_in_small_steps():
         tombstones={1: 250, 2: 1, 3: 5},
     )
     metrics = Metrics()
-    await purge(store, metrics).run()
+    await purge(store, metrics).run(LEASE)
     assert store.calls == [
         (1, 600_000_000, 10),
         (1, 600_000_000, 10),
@@ -140,7 +144,7 @@ async def test_purge_goes_by_the_retention_of_each_dataset_and_in_small_steps():
 
 async def test_one_look_purges_only_so_much_of_one_dataset():
     store = Datasets(dataset(1, 50), tombstones={1: 10**9})
-    await purge(store, Metrics()).run()
+    await purge(store, Metrics()).run(LEASE)
     assert len(store.calls) == 20
 
 
@@ -148,14 +152,15 @@ async def test_request_ids_are_forgotten_until_none_is_due():
     class Store:
         left = 4_500
 
-        async def forget_requests(self, *, before_us, limit):
+        async def forget_requests(self, *, before_us, limit, lease):
+            assert lease is LEASE
             assert before_us == Clock().now_us()
             done = min(limit, self.left)
             self.left -= done
             return done
 
     store, metrics = Store(), Metrics()
-    await upkeep.Forgetting(store, Clock(), metrics).run()
+    await upkeep.Forgetting(store, Clock(), metrics).run(LEASE)
     assert store.left == 0
     assert metrics.registry.get_sample_value("syncline_forgotten_requests_total") == 4_500
 

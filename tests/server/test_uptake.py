@@ -30,6 +30,12 @@ def uptake(bench):
     return Uptake(bench.store, bench.clock, expiry_us=DAY_US)
 
 
+async def granted(bench):
+    lease = await bench.store.acquire_lease(upkeep.LEASE, holder="n", seconds=1)
+    assert lease is not None
+    return lease
+
+
 async def _told(uptake, bench, revision=0, **more):
     report = await uptake.get(await bench.store.get_dataset("books"), revision, limit=10, **more)
     return (report.replica_count, report.reached_count), [
@@ -113,7 +119,7 @@ async def test_the_silent_are_forgotten_and_hold_nothing(uptake, bench):
     assert held.replica_id == "gone"
     bench.clock.pass_seconds(2 * 86_400)
     assert await uptake.holding(number) is None
-    await uptake.forget()
+    await uptake.forget(await granted(bench))
     assert await bench.store.list_replicas(number) == []
 
 
@@ -125,7 +131,7 @@ async def test_one_that_stays_connected_and_hears_nothing_new_is_not_forgotten(u
         bench.clock.pass_seconds(86_000)
         uptake.applied(number, "r", "k", 3)  # a bookmark, acknowledged
         await uptake.flush()
-        await uptake.forget()
+        await uptake.forget(await granted(bench))
     assert (await _told(uptake, bench))[0] == (1, 1)
 
 
@@ -141,9 +147,9 @@ async def test_purge_stops_at_the_slowest_replica_and_says_who(uptake, bench):
     )
     bench.clock.pass_seconds(60)
     with structlog.testing.capture_logs() as events:
-        await purge.run()
+        await purge.run(await granted(bench))
     assert (await bench.head()).purge_revision == 4
     assert [(e["event"], e["replica"], e["revision"]) for e in events] == [("purge.held_back", "slow", 4)]
     uptake.applied(number, "slow", "k", 5)
-    await purge.run()
+    await purge.run(await granted(bench))
     assert (await bench.head()).purge_revision == 5

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n syncline/v1/server_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x87\x02\n\x15GetServerInfoResponse\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05store\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x13.syncline.v1.LimitsB\x04\xe2\x41\x01\x03\x12\x12\n\x04role\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08writable\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\x9e\x01\n\x06Limits\x12\x1e\n\x10records_per_call\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x62ytes_per_call\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10\x62ytes_per_record\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x64\x65pth\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12!\n\x13\x62ytes_per_record_id\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x32g\n\rServerService\x12V\n\rGetServerInfo\x12!.syncline.v1.GetServerInfoRequest\x1a\".syncline.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n syncline/v1/server_service.proto\x12\x0bsyncline.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\x87\x02\n\x15GetServerInfoResponse\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05store\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12)\n\x06limits\x18\x05 \x01(\x0b\x32\x13.syncline.v1.LimitsB\x04\xe2\x41\x01\x03\x12\x12\n\x04role\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08writable\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\x9e\x01\n\x06Limits\x12\x1e\n\x10records_per_call\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x62ytes_per_call\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10\x62ytes_per_record\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x64\x65pth\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12!\n\x13\x62ytes_per_record_id\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\x12\n\x10ListNodesRequest\"r\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x11.syncline.v1.NodeB\x04\xe2\x41\x01\x03\x12\x35\n\x0bserver_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xab\x02\n\x04Node\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07node_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\taddresses\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0breport_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x03lag\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x14\n\x06silent\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x17\n\tthis_node\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x32\xb3\x01\n\rServerService\x12V\n\rGetServerInfo\x12!.syncline.v1.GetServerInfoRequest\x1a\".syncline.v1.GetServerInfoResponse\x12J\n\tListNodes\x12\x1d.syncline.v1.ListNodesRequest\x1a\x1e.syncline.v1.ListNodesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,12 +58,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LIMITS'].fields_by_name['depth']._serialized_options = b'\342A\001\003'
   _globals['_LIMITS'].fields_by_name['bytes_per_record_id']._loaded_options = None
   _globals['_LIMITS'].fields_by_name['bytes_per_record_id']._serialized_options = b'\342A\001\003'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=115
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=137
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=140
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=403
-  _globals['_LIMITS']._serialized_start=406
-  _globals['_LIMITS']._serialized_end=564
-  _globals['_SERVERSERVICE']._serialized_start=566
-  _globals['_SERVERSERVICE']._serialized_end=669
+  _globals['_LISTNODESRESPONSE'].fields_by_name['nodes']._loaded_options = None
+  _globals['_LISTNODESRESPONSE'].fields_by_name['nodes']._serialized_options = b'\342A\001\003'
+  _globals['_LISTNODESRESPONSE'].fields_by_name['server_time']._loaded_options = None
+  _globals['_LISTNODESRESPONSE'].fields_by_name['server_time']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['name']._loaded_options = None
+  _globals['_NODE'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['node_id']._loaded_options = None
+  _globals['_NODE'].fields_by_name['node_id']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['addresses']._loaded_options = None
+  _globals['_NODE'].fields_by_name['addresses']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['version']._loaded_options = None
+  _globals['_NODE'].fields_by_name['version']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['start_time']._loaded_options = None
+  _globals['_NODE'].fields_by_name['start_time']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['report_time']._loaded_options = None
+  _globals['_NODE'].fields_by_name['report_time']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['lag']._loaded_options = None
+  _globals['_NODE'].fields_by_name['lag']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['silent']._loaded_options = None
+  _globals['_NODE'].fields_by_name['silent']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['this_node']._loaded_options = None
+  _globals['_NODE'].fields_by_name['this_node']._serialized_options = b'\342A\001\003'
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=147
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=169
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=172
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=435
+  _globals['_LIMITS']._serialized_start=438
+  _globals['_LIMITS']._serialized_end=596
+  _globals['_LISTNODESREQUEST']._serialized_start=598
+  _globals['_LISTNODESREQUEST']._serialized_end=616
+  _globals['_LISTNODESRESPONSE']._serialized_start=618
+  _globals['_LISTNODESRESPONSE']._serialized_end=732
+  _globals['_NODE']._serialized_start=735
+  _globals['_NODE']._serialized_end=1034
+  _globals['_SERVERSERVICE']._serialized_start=1037
+  _globals['_SERVERSERVICE']._serialized_end=1216
 # @@protoc_insertion_point(module_scope)

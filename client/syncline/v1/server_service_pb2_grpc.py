@@ -40,6 +40,11 @@ class ServerServiceStub(object):
                 request_serializer=syncline_dot_v1_dot_server__service__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=syncline_dot_v1_dot_server__service__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/syncline.v1.ServerService/ListNodes',
+                request_serializer=syncline_dot_v1_dot_server__service__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=syncline_dot_v1_dot_server__service__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer(object):
@@ -53,6 +58,14 @@ class ServerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """Lists the nodes that share the store, by name, those among them that have stopped reporting without leaving. Needs
+        an ADMIN key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=syncline_dot_v1_dot_server__service__pb2.GetServerInfoRequest.FromString,
                     response_serializer=syncline_dot_v1_dot_server__service__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=syncline_dot_v1_dot_server__service__pb2.ListNodesRequest.FromString,
+                    response_serializer=syncline_dot_v1_dot_server__service__pb2.ListNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class ServerService(object):
             '/syncline.v1.ServerService/GetServerInfo',
             syncline_dot_v1_dot_server__service__pb2.GetServerInfoRequest.SerializeToString,
             syncline_dot_v1_dot_server__service__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/syncline.v1.ServerService/ListNodes',
+            syncline_dot_v1_dot_server__service__pb2.ListNodesRequest.SerializeToString,
+            syncline_dot_v1_dot_server__service__pb2.ListNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

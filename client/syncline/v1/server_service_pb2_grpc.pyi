@@ -18,6 +18,10 @@ class ServerServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_service_pb2.GetServerInfoRequest, _server_service_pb2.GetServerInfoResponse]
     """Reads it. Needs any valid key."""
+    ListNodes: _aio.UnaryUnaryMultiCallable[_server_service_pb2.ListNodesRequest, _server_service_pb2.ListNodesResponse]
+    """Lists the nodes that share the store, by name, those among them that have stopped reporting without leaving. Needs
+    an ADMIN key.
+    """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a client should know of the server."""
@@ -29,5 +33,15 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_server_service_pb2.GetServerInfoRequest, _abc.Awaitable[_server_service_pb2.GetServerInfoResponse]],
     ) -> _abc.Awaitable[_server_service_pb2.GetServerInfoResponse]:
         """Reads it. Needs any valid key."""
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _server_service_pb2.ListNodesRequest,
+        context: _aio.ServicerContext[_server_service_pb2.ListNodesRequest, _abc.Awaitable[_server_service_pb2.ListNodesResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.ListNodesResponse]:
+        """Lists the nodes that share the store, by name, those among them that have stopped reporting without leaving. Needs
+        an ADMIN key.
+        """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _aio.Server) -> None: ...

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from syncline_server.clock import Clock
-from syncline_server.model import Dataset, Replica
+from syncline_server.model import Dataset, Lease, Replica
 from syncline_server.store.abc import Store
 
 LOOK_SECONDS: Final = 1.0
@@ -123,12 +123,14 @@ class Uptake:
             if name not in self._streams and name not in self._unwritten:
                 self._heard.pop(name, None)
 
-    async def forget(self) -> None:
-        """Forget replicas that have not reported for too long, in small transactions."""
+    async def forget(self, lease: Lease) -> None:
+        """Forget replicas that have not reported for too long, in small transactions. Raises Aborted(LEASE_LOST)."""
         before_us = self._clock.now_us() - self._expiry_us
         forgotten = _FORGET_LIMIT
         while forgotten == _FORGET_LIMIT:
-            forgotten = await self._store.forget_replicas(before_us=before_us, limit=_FORGET_LIMIT)
+            forgotten = await self._store.forget_replicas(
+                before_us=before_us, limit=_FORGET_LIMIT, lease=lease
+            )
 
     def dropped(self, dataset_number: int, replica_id: str) -> None:
         """Hear that a replica was deleted from the store."""

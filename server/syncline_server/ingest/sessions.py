@@ -26,6 +26,7 @@ from syncline_server.model import (
     Commit,
     CommitResult,
     ConflictPolicy,
+    Lease,
     MassDeleteGuard,
     Principal,
     Reason,
@@ -213,9 +214,9 @@ class Sessions:
             self._lines.pop(session_id, None)
         return result
 
-    async def expire(self) -> int:
-        """Roll back the sessions whose time is over; return how many."""
-        expired = await self._store.expire_sessions(now_us=self._clock.now_us())
+    async def expire(self, lease: Lease) -> int:
+        """Roll back the sessions whose time is over; return how many. Raises Aborted(LEASE_LOST)."""
+        expired = await self._store.expire_sessions(now_us=self._clock.now_us(), lease=lease)
         if expired:
             self._lines.clear()  # filled again from the store on use
         return expired

@@ -53,6 +53,8 @@ class Rooms:
     digests: Digests
     store: Store
     clock: Clock
+    node_id: str
+    """Of this process."""
     limits: Limits
     writable: Callable[[], bool]
     request_retention_us: int
@@ -117,7 +119,8 @@ def services(rooms: Rooms) -> Sequence[Service]:
         (
             add_ServerServiceServicer_to_server,
             ServerService(
-                store_kind=rooms.store.info.kind,
+                rooms.store,
+                node_id=rooms.node_id,
                 start_time_us=rooms.clock.now_us(),
                 limits=rooms.limits,
                 clock=rooms.clock,
