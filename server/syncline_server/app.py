@@ -31,6 +31,7 @@ from syncline_server import upkeep
 from syncline_server.catalog.admin_key import ensure_admin_key, make_admin_key
 from syncline_server.catalog.catalog import Catalog
 from syncline_server.catalog.keys import Keys
+from syncline_server.catalog.lookout import Lookout
 from syncline_server.clock import Clock, SystemClock
 from syncline_server.errors import SynclineError
 from syncline_server.feed.feed import Feed
@@ -45,7 +46,8 @@ from syncline_server.ingest.write_path import WritePath
 from syncline_server.metrics import Metrics
 from syncline_server.model import REPORT_SECONDS, Commit, MassDeleteGuard, Node, Status
 from syncline_server.monitoring import monitoring_server
-from syncline_server.notify.local import LocalNotifier
+from syncline_server.notify.abc import Notifier
+from syncline_server.notify.opening import make_notifier
 from syncline_server.query.digests import Digests
 from syncline_server.query.records import Records
 from syncline_server.rpc.calls import OpenStreams
@@ -159,7 +161,9 @@ async def running(
         is_new = await ensure_admin_key(store, settings.admin_key)
         clock = store.clock  # the one whose time is stored (hazard F56)
 
-        notifier = LocalNotifier()
+        node_id = secrets.token_hex(8)
+        notifier = make_notifier(settings.store_address, node_id, metrics)
+        await stack.enter_async_context(notifier.running())
         keys = Keys(store, clock)
         stack.push_async_callback(_flush_keys, keys)
         limits = _limits(settings)
@@ -192,8 +196,10 @@ async def running(
         metrics.producer_backlog_bytes.set_function(lambda: producer_streams.backlog_bytes)
         sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
 
-        feed = Feed(store, notifier, clock, ProtobufEncoder(), _feed_settings(settings), metrics)
-        await stack.enter_async_context(feed.run())
+        lookout = Lookout(store, catalog, notifier, metrics)
+        feed = await stack.enter_async_context(
+            _following(settings, store, notifier, lookout, liveness, metrics)
+        )
 
         uptake = Uptake(store, clock, expiry_us=round(settings.replica_expiry_seconds * 1e6))
         stack.push_async_callback(_flush_uptake, uptake)
@@ -222,7 +228,7 @@ async def running(
             digests=Digests(store, feed),
             store=store,
             clock=clock,
-            node_id=secrets.token_hex(8),
+            node_id=node_id,
             limits=limits,
             writable=lambda: probe.writable and not stop.is_set(),
             request_retention_us=round(settings.request_retention_seconds * 1e6),
@@ -245,7 +251,7 @@ async def running(
             upkeep.Task("probe", settings.probe_seconds, probe.run),
         )
         background = await stack.enter_async_context(
-            _background(settings, rooms, metrics, grpc.addresses, lambda: 0, beside)
+            _background(settings, rooms, metrics, grpc.addresses, lambda: lookout.lag_us, beside)
         )
 
         server = Running(
@@ -265,6 +271,30 @@ async def running(
                 await _drain(
                     grpc, edge, producer_streams, liveness, writes, feed, seconds=settings.shutdown_seconds
                 )
+
+
+@asynccontextmanager
+async def _following(
+    settings: Settings,
+    store: Store,
+    notifier: Notifier,
+    lookout: Lookout,
+    liveness: Liveness,
+    metrics: Metrics,
+) -> AsyncIterator[Feed]:
+    """The feed; where other nodes may commit, with somebody who looks what they did."""
+    alone = not settings.store_address
+    encoder, feed_settings = ProtobufEncoder(), _feed_settings(settings)
+    feed = Feed(store, notifier, store.clock, encoder, feed_settings, metrics, alone=alone)
+    async with feed.run():
+        if alone:
+            yield feed
+            return
+        lookout.tell(noticed=feed.notice)
+        for gone in (feed.dropped, liveness.dataset_deleted):
+            lookout.tell(gone=gone)
+        async with lookout.running():
+            yield feed
 
 
 @asynccontextmanager
@@ -475,6 +505,7 @@ def _feed_settings(settings: Settings) -> FeedSettings:
         page_changes=settings.page_changes,
         page_bytes=settings.page_bytes,
         ring_bytes=settings.ring_bytes,
+        page_cache_bytes=settings.page_cache_bytes,
         filter_members=settings.filter_members,
         subscriptions_per_stream=settings.subscriptions_per_stream,
         credit_bytes=settings.credit_bytes,

@@ -56,6 +56,9 @@ class Metrics:
         )
         self.ring_hits = self._counter("syncline_ring_hits", "Frames sent from memory")
         self.ring_misses = self._counter("syncline_ring_misses", "Frames that needed the store")
+        self.page_cache_bytes = self._gauge(
+            "syncline_page_cache_bytes", "Pages of scans that are kept for others who begin soon after"
+        )
         self.scan_laps = self._counter(
             "syncline_scan_laps", "Scans that came to the head they had begun at and found more written since"
         )
@@ -70,6 +73,14 @@ class Metrics:
         self.filtered_channels = self._gauge(
             "syncline_filtered_channels", "Different selections of datasets that are followed"
         )
+        # -- other nodes
+        self.listening = self._gauge(
+            "syncline_listening", "1 while wake-ups of other nodes are heard, else 0: they are late then"
+        )
+        self.tail_reads = self._counter(
+            "syncline_tail_reads", "Pages read because another node had committed, once for all subscribers"
+        )
+        self.wakeups = self._counter("syncline_wakeups", "Wake-ups heard of other nodes")
         # -- calls
         self.calls = self._counter(
             "syncline_calls", "Finished calls by method and status code", ("method", "code")

@@ -167,9 +167,18 @@ class Catalog:
             return dataset
         created = await self._store.create_dataset(dataset, identity=identity)
         self.forget(dataset_id)
-        for listener in tuple(self._listeners):
-            listener(created)
+        self.tell_created(created)
         return created
+
+    def tell_created(self, dataset: Dataset) -> None:
+        """Tell the listeners of a dataset that was found, made by another node."""
+        for listener in tuple(self._listeners):
+            listener(dataset)
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody wants to hear of datasets that are made."""
+        return bool(self._listeners)
 
     def listen(self, created: Callable[[Dataset], None]) -> Callable[[], None]:
         """Call ``created`` with each dataset that is made, until the returned function is called.

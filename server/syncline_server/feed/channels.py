@@ -10,9 +10,10 @@ from syncline_server.feed.filtered_channel import FilteredChannel
 from syncline_server.feed.filtered_hub import Hub
 from syncline_server.feed.filtered_members import MemberRoom
 from syncline_server.feed.frames import FrameMaker
+from syncline_server.feed.pages import PageCache
 from syncline_server.feed.ring import FrameRoom
 from syncline_server.feed.settings import FeedSettings
-from syncline_server.feed.tokens import NO_FILTER, Origin
+from syncline_server.feed.tokens import NO_FILTER, Origin, Position
 from syncline_server.filters.selection import Selection
 from syncline_server.metrics import Metrics
 from syncline_server.model import Appended, Dataset
@@ -47,8 +48,10 @@ class Channels:
         self._metrics = metrics
         self._whole: dict[int, Channel] = {}
         self._filtered: dict[int, _Filtered] = {}
+        self._pages = PageCache(clock, max_bytes=settings.page_cache_bytes)
         self._members = MemberRoom(settings.filter_members)
         self._members.let_idle_go = self._let_idle_go
+        metrics.page_cache_bytes.set_function(lambda: self._pages.size_bytes)
         metrics.filter_members.set_function(lambda: self._members.used)
         metrics.filtered_channels.set_function(lambda: sum(len(f.channels) for f in self._filtered.values()))
 
@@ -100,7 +103,9 @@ class Channels:
         return self._whole.get(dataset.number) or self._new(dataset)
 
     def _new(self, dataset: Dataset) -> Channel:
-        return Channel(self._store, dataset.number, self.maker(dataset), self._settings, self._metrics)
+        return Channel(
+            self._store, dataset.number, self.maker(dataset), self._settings, self._metrics, pages=self._pages
+        )
 
     def _open_filtered(self, dataset: Dataset, selection: Selection) -> FilteredChannel:
         filtered = self._filtered.get(dataset.number)
@@ -140,6 +145,22 @@ class Channels:
         if filtered := self._filtered.get(appended.dataset_number):
             filtered.hub.take(appended)
 
+    def tail(self, dataset_number: int) -> Position | None:
+        """Where those stand who follow a dataset and are up to date; None: nobody is."""
+        channel = self._whole.get(dataset_number)
+        if channel is not None and channel.followers and channel.ring.tail is not None:
+            return channel.ring.tail
+        filtered = self._filtered.get(dataset_number)
+        return None if filtered is None else filtered.hub.tail
+
+    def newest_revision(self, dataset_number: int) -> int:
+        """Newest revision heard of; 0: none."""
+        channel, filtered = self._whole.get(dataset_number), self._filtered.get(dataset_number)
+        return max(
+            0 if channel is None else channel.known_revision,
+            0 if filtered is None else filtered.hub.heard_revision,
+        )
+
     def hear(self, dataset_number: int, revision: int) -> None:
         """Hear that a dataset has reached a revision."""
         if channel := self._whole.get(dataset_number):
@@ -149,6 +170,7 @@ class Channels:
 
     def drop(self, dataset_number: int) -> None:
         """Forget what is kept of a dataset: it was deleted, or its records have other ids now."""
+        self._pages.drop(dataset_number)
         if channel := self._whole.get(dataset_number):
             channel.drop()
         if filtered := self._filtered.get(dataset_number):
@@ -160,6 +182,7 @@ class Channels:
 
     def let_go(self) -> None:
         """Let go of what nobody has used for a while."""
+        self._pages.expire()
         left_before = self._clock.monotonic() - self._settings.linger_seconds
         for number, channel in tuple(self._whole.items()):
             if not channel.users and channel.left_at < left_before:
@@ -188,6 +211,7 @@ class Channels:
 
     async def aclose(self) -> None:
         """End the reads under way."""
+        await self._pages.aclose()
         for filtered in self._filtered.values():
             await filtered.hub.aclose()
         await asyncio.gather(*(channel.aclose() for channel in self))

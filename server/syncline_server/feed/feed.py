@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Final, Protocol
 
 from syncline_server.clock import Clock
@@ -15,12 +15,13 @@ from syncline_server.feed.channels import Channels
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.subscription import Host, Pace, Subscription
+from syncline_server.feed.tailer import Tailer
 from syncline_server.feed.tokens import Origin, Position
 from syncline_server.feed.wheel import BookmarkWheel
 from syncline_server.filters.selection import Selection
 from syncline_server.metrics import Metrics
 from syncline_server.model import Appended, Dataset, Head, ResetReason
-from syncline_server.notify.abc import Notifier
+from syncline_server.notify.abc import Hint, Notifier
 from syncline_server.store.abc import Store
 
 _JITTER: Final = 0.1
@@ -51,7 +52,10 @@ class Feed:
         encoder: EventEncoder,
         settings: FeedSettings | None = None,
         metrics: Metrics | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
+        """``alone``: nobody else commits to the store. Else somebody has to call ``notice`` now and then."""
         self._store = store
         self._notifier = notifier
         self._clock = clock
@@ -59,6 +63,16 @@ class Feed:
         self.settings = settings or FeedSettings()
         self._metrics = metrics or Metrics()
         self._channels = Channels(store, clock, encoder, self.settings, self._metrics)
+        self._tailer: Tailer | None = None
+        if not alone:
+            self._tailer = Tailer(
+                store,
+                self._channels,
+                self.settings,
+                self._metrics,
+                take=self._take,
+                gone=self.dropped,
+            )
         self._wheel = BookmarkWheel(self.settings.checkpoint_seconds, ticks=_TICKS)
         # Less a tick, so that also the latest comes within the interval and its tenth. Numbers that many share.
         self._intervals = tuple(
@@ -73,13 +87,17 @@ class Feed:
     async def run(self) -> AsyncGenerator["Feed"]:
         """Listen for commits and keep time until the block is left."""
         stop_listening = self._notifier.listen(self._on_appended)
+        stop_hearing = self._notifier.hear(self._on_hint)
         timers = [asyncio.create_task(self._keep_time()), asyncio.create_task(self._keep_looking())]
         try:
             yield self
         finally:
+            stop_hearing()
             stop_listening()
             for timer in timers:
                 timer.cancel()
+            if self._tailer is not None:
+                await self._tailer.aclose()
             await self._channels.aclose()
             for outcome in await asyncio.gather(*timers, return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -114,6 +132,8 @@ class Feed:
             if start is not None and (reason := self._judge_origin(start, maker.origin)) is not None:
                 frames.append(maker.reset(start, reason, dataset.head))
                 start = None
+            elif start is not None:
+                start = tokens.rebase(start, maker.origin)  # one position, whichever process the token is of
             while not frames or frames[-1].end is None:
                 frame = await channel.read_on(start, max_changes=limit, max_bytes=self.settings.page_bytes)
                 frames.append(frame)
@@ -184,17 +204,20 @@ class Feed:
         """
         channel = self._channels.open(dataset, selection)
         channel.hear(dataset.head.revision)
+        reason = None if start is None else self._judge_origin(start, channel.maker.origin)
+        seen_revision = 0
+        if start is not None and reason in (None, ResetReason.FILTER_CHANGED):
+            seen_revision = start.seen_revision  # perhaps on another node, which was ahead (guarantee G12)
         progress = Progress(
             start,
             settings=self.settings,
-            floor_revision=max(min_revision, channel.newest_revision),
+            floor_revision=max(min_revision, channel.newest_revision, seen_revision),
         )
         first = None
         if head is not None:
             progress.position = tokens.at_head(channel.maker.origin, head)
             progress.confirm(head)
         elif start is not None:
-            reason = self._judge_origin(start, channel.maker.origin)
             if reason is not None:
                 first = channel.maker.reset(start, reason, dataset.head)
             elif min_revision <= channel.newest_revision:
@@ -289,6 +312,22 @@ class Feed:
         for dataset_number in self._revision_waiters:
             self._wake_revision_waiters(dataset_number)
 
+    def notice(self, heads: Mapping[int, Head]) -> Mapping[int, int]:
+        """Hear where all datasets stand, by number; answer how far those had been heard of that were behind.
+
+        Only for one who is not alone.
+        """
+        assert self._tailer is not None
+        behind: dict[int, int] = {}
+        for number in {*self._channels.dataset_numbers, *self._revision_waiters}:
+            known_revision = self._channels.newest_revision(number)
+            head = heads.get(number)
+            if head is None or head.revision > known_revision:
+                self._tailer.look(number)
+            if head is not None and known_revision < head.revision and self._channels.follows(number):
+                behind[number] = known_revision
+        return behind
+
     def dropped(self, dataset_number: int) -> None:
         """Hear that a dataset was deleted or its records re-keyed: forget what is kept of it."""
         self._channels.drop(dataset_number)
@@ -340,6 +379,21 @@ class Feed:
     # -- what is heard, and the clock ---------------------------------------------------------------------
 
     def _on_appended(self, appended: Appended) -> None:
+        if self._tailer is None:
+            self._take(appended)
+        else:
+            self._tailer.hear(appended)
+
+    def _on_hint(self, hint: Hint) -> None:
+        """What is hinted at is never taken for a fact; but what is known already needs no look."""
+        if self._tailer is None:
+            return
+        for number, revision in hint.items():
+            wanted = self._channels.follows(number) or number in self._revision_waiters
+            if wanted and revision > self._channels.newest_revision(number):
+                self._tailer.look(number)
+
+    def _take(self, appended: Appended) -> None:
         self._channels.take(appended)
         self._wake_revision_waiters(appended.dataset_number)
 
@@ -353,13 +407,17 @@ class Feed:
         """Find what no wake-up told, and let go of datasets that nobody follows any more."""
         while True:
             await asyncio.sleep(self.settings.poll_seconds)
-            for dataset_number in {*self._channels.dataset_numbers, *self._revision_waiters}:
-                try:
-                    await self._look(dataset_number)
-                except SynclineError:
-                    self._metrics.background_failures.labels("feed").inc()
+            if self._tailer is None:
+                await self._look_at_all()
             self._metrics.lag_revisions.set(self._channels.lag_revisions)
             self._channels.let_go()
+
+    async def _look_at_all(self) -> None:
+        for dataset_number in {*self._channels.dataset_numbers, *self._revision_waiters}:
+            try:
+                await self._look(dataset_number)
+            except SynclineError:
+                self._metrics.background_failures.labels("feed").inc()
 
     async def _look(self, dataset_number: int) -> None:
         try:

@@ -137,6 +137,12 @@ class Hub:
             self._start()
 
     @property
+    def tail(self) -> Position | None:
+        """Where the ledger stands; None: nowhere, or between two heads."""
+        head = self.ledger.head
+        return None if head is None or self._moving else tokens.at_head(self._maker.origin, head)
+
+    @property
     def idle(self) -> bool:
         """Nothing is under way."""
         return self._task is None
