@@ -192,6 +192,21 @@ def to_server_info(message: server_service_pb2.GetServerInfoResponse) -> models.
     )
 
 
+def to_node(message: server_service_pb2.Node) -> models.Node:
+    """A node from the wire."""
+    return models.Node(
+        name=message.name,
+        node_id=message.node_id,
+        addresses=tuple(message.addresses),
+        version=message.version,
+        start_time=required_time(message, "start_time"),
+        report_time=required_time(message, "report_time"),
+        lag=message.lag.ToTimedelta(),
+        silent=message.silent,
+        this_node=message.this_node,
+    )
+
+
 def to_session(message: session_pb2.Session) -> models.SessionInfo:
     """A session from the wire."""
     return models.SessionInfo(

@@ -26,6 +26,7 @@ from syncline.models import (
     DatasetInfo,
     Identity,
     KeyInfo,
+    Node,
     Retention,
     Role,
     Scope,
@@ -41,7 +42,7 @@ from syncline.v1.key_pb2 import Key as KeyMessage
 from syncline.v1.producer_service_pb2_grpc import ProducerServiceStub
 from syncline.v1.push_service_pb2_grpc import PushServiceStub
 from syncline.v1.record_service_pb2_grpc import RecordServiceStub
-from syncline.v1.server_service_pb2 import GetServerInfoRequest
+from syncline.v1.server_service_pb2 import GetServerInfoRequest, ListNodesRequest
 from syncline.v1.server_service_pb2_grpc import ServerServiceStub
 from syncline.v1.session_service_pb2_grpc import SessionServiceStub
 from syncline.v1.source_pb2 import Source as SourceMessage
@@ -195,6 +196,12 @@ class Client:
         return _wire.to_server_info(
             await connection.caller.read(connection.server.GetServerInfo, GetServerInfoRequest())
         )
+
+    async def nodes(self) -> list[Node]:
+        """The servers that share the store, ordered by name. Needs an admin key."""
+        connection = self.connection
+        response = await connection.caller.read(connection.server.ListNodes, ListNodesRequest())
+        return [_wire.to_node(message) for message in response.nodes]
 
     # -- datasets -------------------------------------------------------------------------------------------
 

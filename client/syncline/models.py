@@ -179,6 +179,27 @@ class ServerInfo:
     """False while writes are refused; reads go on."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A server of those that share a store, as it last told about itself."""
+
+    name: str
+    """Given by its operator, or the machine's name and the port."""
+    node_id: str
+    """Another one each time that it starts."""
+    addresses: tuple[str, ...]
+    version: str
+    start_time: datetime
+    report_time: datetime
+    """Nodes report every 5 seconds."""
+    lag: timedelta
+    """Age of the oldest commit that it had not heard of when it last looked; zero: level with the store."""
+    silent: bool
+    """It has stopped reporting without leaving."""
+    this_node: bool
+    """The one that answered."""
+
+
 # -- writes -------------------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,9 @@ class FakeClient:
             writable=True,
         )
 
+    async def nodes(self):
+        return []
+
     async def get_dataset(self, dataset):
         return INFO
 

@@ -16,8 +16,8 @@ NAMES = """
 Aborted AlreadyExists Change ChangeBatch ChangeFeed ChangeReason Checkpoint Client ConditionFailed Copy
 CopyDiverged Dataset DatasetHead DatasetInfo DeadlineExceeded DecodeError Delete Digest EncodeError EtagMismatch
 Event FailedPrecondition FeedBroken FeedError FeedOptions Identity IdentityInUse IfAbsent IfRevision
-InvalidArgument InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused Mirror NotAuthenticated
-NotFound NotOffered OutOfRange OutboxFull OutcomeUnknown Overloaded PermissionDenied Producer ProducerError
+InvalidArgument InvalidRecords KeyInfo LimitExceeded Limits LoadResult MassDeleteRefused Mirror Node
+NotAuthenticated NotFound NotOffered OutOfRange OutboxFull OutcomeUnknown Overloaded PermissionDenied Producer ProducerError
 ProducerFenced ProducerForgotten ProducerInfo ProducerStats ProducerWatch PushResult Put ReadingsLeft Record
 RecordResult RecordStatus RefusedReading RefusedReadings Rejected Remove Repair Replica ReplicaChanges
 ReplicaError ReplicaProof ReplicaReadOnly ReplicaState ReplicaStopped ReplicaUnusable ReplicaUptake Reset

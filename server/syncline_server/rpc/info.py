@@ -65,9 +65,7 @@ class ServerService(ServerServiceServicer):
             raise PermissionDenied("PERMISSION_DENIED", "this needs an ADMIN key")
         now_us = self._clock.now_us()
         nodes = await self._store.list_nodes()
-        return pb.ListNodesResponse(
-            nodes=[self._node_out(node, now_us) for node in nodes], server_time=timestamp(now_us)
-        )
+        return pb.ListNodesResponse(nodes=[self._node_out(node, now_us) for node in nodes])
 
     def _node_out(self, node: Node, now_us: int) -> pb.Node:
         return pb.Node(
