@@ -185,6 +185,13 @@ class Settings(BaseSettings):
     ring_bytes: Annotated[
         NonNegativeInt, Field(description="Memory for the newest frames of each dataset that is followed.")
     ] = 8 << 20
+    page_cache_bytes: Annotated[
+        NonNegativeInt,
+        Field(
+            description="Memory for the pages of copies from nothing, kept for some seconds for others who begin "
+            "then; all datasets together."
+        ),
+    ] = 64 << 20
     credit_bytes: Annotated[
         int,
         Field(

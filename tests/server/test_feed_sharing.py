@@ -98,7 +98,7 @@ async def test_t114_reconnecting_at_the_head_costs_no_read(house):
 
 async def test_t57_g13_restored_store_is_noticed_by_every_kind_of_token(house):
     """Copies at a checkpoint, and copies stopped inside a scan, before and after the backup."""
-    async with house(page_changes=10) as home:
+    async with house(page_changes=10, page_cache_bytes=0) as home:
         store = home.store._store
         await home.write(rows(*range(30)))
         old = await home.sync(Copy())

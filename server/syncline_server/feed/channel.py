@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 from syncline_server.feed import tokens
 from syncline_server.feed.frames import Frame, FrameMaker
+from syncline_server.feed.pages import PageCache, Shelf
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, FrameRoom, Ring
 from syncline_server.feed.settings import FeedSettings
@@ -36,8 +37,9 @@ class Channel:
         settings: FeedSettings,
         metrics: Metrics,
         room: FrameRoom | None = None,
+        pages: PageCache | None = None,
     ) -> None:
-        """``room`` bounds what this one keeps together with others."""
+        """``room`` bounds what this one keeps together with others. ``pages``: of scans, shared by all datasets."""
         self.maker = maker
         self.ring = Ring(
             maker,
@@ -47,6 +49,7 @@ class Channel:
             room=room,
         )
         self.shared = FrameCache(max_bytes=settings.shared_bytes, max_frames=settings.ring_frames, room=room)
+        self.shelf = Shelf(self.shared, pages, dataset_number)
         self.known_revision = 0
         """Newest revision heard of. Wrong at worst until a page is read."""
         self.followers: dict[Progress, None] = {}
@@ -58,6 +61,8 @@ class Channel:
         self._store = store
         self._dataset_number = dataset_number
         self._metrics = metrics
+        self._pages = pages
+        self._page_limits = (settings.page_changes, settings.page_bytes)
         self._reads: dict[Position | None, asyncio.Task[Frame]] = {}
         self._demanded: dict[Position | None, None] = {}
         """Positions from which a subscriber has asked to go on, until their page has been read."""
@@ -91,6 +96,8 @@ class Channel:
         """Forget everything kept; whoever follows looks into the store next."""
         self.ring.clear()
         self.shared.clear()
+        if self._pages is not None:
+            self._pages.drop(self._dataset_number)
         self._reads.clear()
         self._demanded.clear()
         for progress in self.followers:
@@ -176,12 +183,27 @@ class Channel:
 
         Raises NotFound(DATASET_NOT_FOUND) and the store's troubles.
         """
+        if self._pages is None or (max_changes, max_bytes) != self._page_limits:
+            return await self._read_apart(start, max_changes, max_bytes)
+        return await self._pages.page(
+            self._dataset_number, start, lambda: self._read_apart(start, max_changes, max_bytes)
+        )
+
+    async def _read_apart(self, start: Position | None, max_changes: int, max_bytes: int) -> Frame:
         page = await read_page(
             self._store, self._dataset_number, start, max_changes=max_changes, max_bytes=max_bytes
         )
-        return frame_of(
-            self.maker, start, page, judge_page(self.maker, start, page, self._store.info.histories)
-        )
+        reason = judge_page(self.maker, start, page, self._store.info.histories)
+        frame = frame_of(self.maker, start, page, reason)
+        self._keep(frame, page, max_changes, max_bytes)
+        return frame
+
+    def _keep(self, frame: Frame, page: Page, max_changes: int, max_bytes: int) -> None:
+        """Keep a page of the usual size for those who scan a little later."""
+        if self._pages is not None:
+            self._pages.purged(self._dataset_number, page.head.purge_revision)
+            if (max_changes, max_bytes) == self._page_limits:
+                self._pages.add(self._dataset_number, frame)
 
     async def _read(self, start: Position | None, max_changes: int, max_bytes: int) -> Frame:
         known_revision = self.known_revision
@@ -199,9 +221,10 @@ class Channel:
             # The store's thread reads the next page while this one is encoded and sent. One page, no further:
             # that one begins the next only when a subscriber has asked for it.
             following = tokens.advance(start, page, self.maker.origin)
-            if following not in self._reads and self.shared.get(following) is None:
+            if following not in self._reads and self.shelf.get(following) is None:
                 self._begin(following, max_changes, max_bytes)
         frame = frame_of(self.maker, start, page, reason)
+        self._keep(frame, page, max_changes, max_bytes)
         if frame.reset is None and frame.start != frame.end:
             self.shared.add(frame)
         if self.ring.head is None:

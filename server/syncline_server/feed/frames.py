@@ -32,6 +32,16 @@ class Frame:
     body: bytes
     reset: ResetReason | None = None
 
+    @property
+    def is_exact(self) -> bool:
+        """A copy at ``end`` equals the dataset at ``head``."""
+        return self.end is not None and self.end.complete
+
+    @property
+    def is_inside(self) -> bool:
+        """It leads from one position of a scan to the next, and tells of no head."""
+        return self.end is not None and not self.end.complete
+
 
 class FrameMaker:
     """Encodes the frames of one dataset."""

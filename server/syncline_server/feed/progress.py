@@ -1,7 +1,9 @@
 """Where one subscriber stands and what it needs next. No I/O, so that models can drive it."""
 
+from typing import Protocol
+
 from syncline_server.feed.frames import Frame
-from syncline_server.feed.ring import FrameCache, Ring
+from syncline_server.feed.ring import Ring
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.feed.tokens import Position
 from syncline_server.model import Head
@@ -9,10 +11,26 @@ from syncline_server.model import Head
 _MAX_DOUBLINGS = 3
 
 
+class Pages(Protocol):
+    """Where pages that were read for others are kept."""
+
+    def get(self, start: Position | None) -> Frame | None:
+        """Page that starts from this position."""
+
+
 class Progress:
     """The state of a subscription between two frames."""
 
-    __slots__ = ("_lap_goal", "_settings", "confirmed", "floor_revision", "head", "laps", "position")
+    __slots__ = (
+        "_lap_goal",
+        "_scan_floor_revision",
+        "_settings",
+        "confirmed",
+        "floor_revision",
+        "head",
+        "laps",
+        "position",
+    )
 
     def __init__(self, position: Position | None, *, settings: FeedSettings, floor_revision: int = 0) -> None:
         self.position = position
@@ -21,9 +39,11 @@ class Progress:
         self.confirmed = position is None
         """Nothing has called the position into question since the last read began."""
         self.floor_revision = floor_revision
-        """Pages read at an older head than this are not for this subscriber."""
+        """Frames that tell of an older head than this are not for this subscriber."""
         self.laps = 0
         self._lap_goal: int | None = None
+        self._scan_floor_revision = 0
+        """A scan after a reset must not begin with what led to it."""
         self._settings = settings
 
     @property
@@ -44,7 +64,7 @@ class Progress:
         """Look into the store before anything else is sent."""
         self.confirmed = False
 
-    def ready(self, ring: Ring, shared: FrameCache) -> list[Frame]:
+    def ready(self, ring: Ring, pages: Pages) -> list[Frame]:
         """Frames that are at hand and follow; empty: there are none."""
         if not self.confirmed:
             return []
@@ -52,8 +72,16 @@ class Progress:
             frames = ring.follow(self.position, max_bytes=self._settings.message_bytes)
             if frames:
                 return frames
-        page = shared.get(self.position)
-        return [page] if page is not None and page.head.revision >= self.floor_revision else []
+        page = pages.get(self.position)
+        return [page] if page is not None and self.suits(page) else []
+
+    def suits(self, frame: Frame) -> bool:
+        """Whether it was read late enough for this subscriber.
+
+        A page inside a scan tells of no head, so it may be older than what the subscriber has seen: see ``pages``.
+        """
+        floor = self._scan_floor_revision if frame.is_inside else self.floor_revision
+        return frame.head.revision >= floor
 
     def must_read(self, known_revision: int) -> bool:
         """Whether the store has, or may have, what follows."""
@@ -79,6 +107,7 @@ class Progress:
             raise ValueError("the frame does not follow")
         self.position = frame.end
         if frame.end is None:
+            self._scan_floor_revision = frame.head.revision
             self.floor_revision = max(self.floor_revision, frame.head.revision)
             self._start_laps()
         elif frame.end.complete:

@@ -24,6 +24,8 @@ class FeedSettings:
     """The same in number, because a frame costs about 1 KiB beside its bytes."""
     shared_bytes: int = 4 << 20
     """Pages kept per dataset that is followed, for others who need the same."""
+    page_cache_bytes: int = 64 << 20
+    """Pages of scans kept for a few seconds, all datasets together; 0: none."""
     filter_members: int = 1_000_000
     """Records that all filtered copies together are accounted for; about 250 bytes each."""
     checkpoint_seconds: float = 10.0

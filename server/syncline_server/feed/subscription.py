@@ -211,7 +211,7 @@ class Subscription:
     def _ready(self) -> Sequence[Frame] | None:
         """Frames to send now; None: a read is to be made of what is at hand."""
         progress, channel = self.progress, self.channel
-        frames = progress.ready(channel.ring, channel.shared)
+        frames = progress.ready(channel.ring, channel.shelf)
         if self.pace is None or not frames or not progress.is_exact:
             return frames
         end = frames[-1].end
@@ -240,7 +240,7 @@ class Subscription:
                 self.pace.reached(now)
             elif not progress.must_read(channel.known_revision) and not self._ready():
                 self._wait()
-        elif not progress.ready(channel.ring, channel.shared):
+        elif not progress.ready(channel.ring, channel.shelf):
             # The next page is read while this one is being sent.
             self._ask_read()
         return [frame.body for frame in frames]
@@ -271,7 +271,7 @@ class Subscription:
         if task.cancelled():
             raise Unavailable("SHUTTING_DOWN", "the server is shutting down: connect again")
         frame = task.result()
-        if frame.head.revision < self.progress.floor_revision and not self._rereads:
+        if not self.progress.suits(frame) and not self._rereads:
             self._rereads = True
             self._start_read(afresh=True)
             return None
