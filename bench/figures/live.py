@@ -19,8 +19,8 @@ from bench.measure import (
     percentile,
     quiet_collector,
 )
-from bench.records import make_item
-from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Publisher, Watched
+from bench.records import Item, make_item
+from bench.systems.base import Publisher, Watched
 from bench.systems.echo import BareStreams
 from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline
@@ -163,7 +163,7 @@ async def measure_many(room: Room) -> Outcome:
 
 
 async def measure_fanout(room: Room) -> Outcome:
-    """New records as in push_bulk, while 20 subscribers follow; every one of them gets every record."""
+    """New records as in push_bulk and in push_bulk_shuffled, while 20 subscribers follow; each gets every record."""
     count = room.pick(100_000, 30_000)
     async with contextlib.AsyncExitStack() as stack:
         system = SynclineFeed()
@@ -172,9 +172,9 @@ async def measure_fanout(room: Room) -> Outcome:
         await client.create("fanout")
         followers = await _followed(stack, system, address, "fanout", 1)
 
-        async def fill(number: int) -> float:
-            items = [make_item(number * count + offset) for offset in range(count)]
-            random.Random(count).shuffle(items)
+        begun = 0
+
+        async def fill(items: list[Item]) -> float:
             with quiet_collector():
                 await followers.ask("arrival", CONNECTIONS * count)
                 start_ns = time.monotonic_ns()
@@ -182,10 +182,23 @@ async def measure_fanout(room: Room) -> Outcome:
                 end_ns = await followers.arrival_ns()
             return CONNECTIONS * count / ((end_ns - start_ns) / 1e9)
 
-        samples = await interleaved(room.pick(3, 2), {"syncline": fill})
+        def new_items() -> list[Item]:
+            nonlocal begun
+            begun += count
+            return [make_item(number) for number in range(begun - count, begun)]
+
+        async def in_order(_number: int) -> float:
+            return await fill(new_items())
+
+        async def shuffled(number: int) -> float:
+            items = new_items()
+            random.Random(number).shuffle(items)
+            return await fill(items)
+
+        samples = await interleaved(room.pick(3, 2), {"syncline": in_order, "shuffled": shuffled})
     figure = Figure(
         name="fanout_bulk",
-        what=f"{count:,} new records to {CONNECTIONS} subscribers, {CALL_RECORDS:,} a call, {IN_FLIGHT} in flight",
+        what=f"{count:,} new records to {CONNECTIONS} subscribers, as in push_bulk; beside it with shuffled keys",
         unit="events/s",
         better="higher",
         values=medians(samples),
