@@ -254,6 +254,59 @@ async def test_g7_a_copy_is_exact_and_mends_itself(command, books):
     assert lines() == listed()
 
 
+async def test_g7_part_of_a_dataset_is_listed_and_kept(command, books):
+    """G7: `ls` and `sync` under a filter and a mask; what leaves the filter is told, another filter begins anew."""
+    copy = books / "copy.jsonl"
+
+    def titles():
+        return {line["record_id"]: line["data"] for line in map(json.loads, copy.read_text().splitlines())}
+
+    def sync(*arguments, filter="year < 1903"):  # noqa: A002 - the word for it
+        return command("sync", "books", "--filter", filter, "--fields", "isbn, title", *arguments)
+
+    command("push", "books", "-", "--format", "csv", given=csv_of(9))
+    listed = command("ls", "books", "--filter", "year >= 1907", "--fields", "title").lines
+    assert [line["data"] for line in listed] == [{"title": "T 7"}, {"title": "T 8"}]
+    assert [line.get("data") for line in sync("--token-file", "token").lines] == [
+        *({"isbn": f"b{i}", "title": f"T {i}"} for i in range(3)),
+        None,
+    ]
+    assert "3 records, proven by digest" in sync("--into", "copy.jsonl").out
+
+    command("push", "books", "-", given='{"isbn":"b0","year":1999}\n{"isbn":"b9","title":"new","year":1}')
+    left, came, checkpoint = sync("--token-file", "token").lines
+    assert (left["kind"], left["record_id"], "data" in left) == ("remove", "b0", False)
+    assert (came["kind"], came["data"]) == ("put", {"isbn": "b9", "title": "new"})
+    assert checkpoint["record_count"] == 3
+    assert "2 changes up to revision 2; 3 records, proven" in sync("--into", "copy.jsonl").out
+    assert titles() == {
+        "b1": {"isbn": "b1", "title": "T 1"},
+        "b2": {"isbn": "b2", "title": "T 2"},
+        "b9": {"isbn": "b9", "title": "new"},
+    }
+    other = sync("--into", "copy.jsonl", filter="year = 1999")
+    assert "a complete new copy is needed" in other.err
+    assert titles() == {"b0": {"isbn": "b0"}}
+
+
+async def test_watch_under_a_filter(command, books):
+    command("push", "books", "-", "--format", "csv", given=csv_of(3))
+    follower = Follower(command.process("watch", "books", "--filter", "year > 1900", "--fields", "year"))
+    follower.until(lambda line: line["kind"] == "checkpoint")
+    assert [line.get("data") for line in follower.lines] == [{"year": 1901}, {"year": 1902}, None]
+
+    command("push", "books", "-", given='{"isbn":"b1","year":1899}')
+    assert follower.until(lambda line: line["kind"] == "remove")["record_id"] == "b1"
+    assert follower.end()[0] == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("name", ["ls", "sync", "watch"])
+async def test_a_wrong_filter_is_told_with_its_place(command, books, name):
+    refused = command(name, "books", "--filter", "year > 1900 AND titel", code=ExitCode.ERROR)
+
+    assert refused.err.splitlines()[1:3] == ["  year > 1900 AND titel", "  " + " " * 21 + "^"]
+
+
 async def test_watch_follows_a_restart_and_remembers(server, command, books):
     """G11: over SIGKILL and restart of the server, and over its own end."""
     command("push", "books", "-", given='{"isbn":"a"}')

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from syncline.cli.render import Output, escape, plain, shorten, width
+from syncline.cli.render import Output, count, escape, plain, shorten, width
 
 if TYPE_CHECKING:
     from syncline import ChangeBatch, Checkpoint, Reset
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_PUT, _REMOVE = 1, 3  # as in syncline.events
 _REASONS: Final = {1: "api", 2: "session", 3: "replace", 4: "source", 5: "expired"}
 _ID_COLUMNS: Final = 24
 """Ids are padded to this width, so that the data of most lines stands in one column."""
 
 
 class ChangeLine(msgspec.Struct, omit_defaults=True):
-    """One line of `sync` and `watch` for one change. ``data`` is absent for deletes."""
+    """One line of `sync` and `watch` for one change. ``data`` is there for puts only."""
 
     record_id: str
     revision: int
@@ -36,11 +37,16 @@ class DeleteLine(ChangeLine, tag_field="kind", tag="delete"):
     """The record is gone."""
 
 
+class RemoveLine(ChangeLine, tag_field="kind", tag="remove"):
+    """The record does not match the filter (any more)."""
+
+
 class CheckpointLine(msgspec.Struct, tag_field="kind", tag="checkpoint"):
     """A copy that took in every line so far equals the dataset."""
 
     revision: int
     record_count: int
+    """-1 where the server keeps no account of the filter; then there is no digest."""
     digest: str
     commit_time: str | None
 
@@ -71,8 +77,8 @@ def json_lines(batch: "ChangeBatch[Any]") -> Iterator[bytes]:
     kinds, reasons = batch.kinds, batch.reasons
     for i, record_id in enumerate(batch.record_ids):
         common = (record_id, batch.revisions[i], rfc3339(batch.commit_times_us[i]), _reason(reasons, i))
-        if kinds and kinds[i] != 1:
-            yield encode(DeleteLine(*common))
+        if kinds and kinds[i] != _PUT:
+            yield encode((RemoveLine if kinds[i] == _REMOVE else DeleteLine)(*common))
         else:
             yield encode(PutLine(*common, msgspec.Raw(batch.json[i])))
 
@@ -87,6 +93,11 @@ def checkpoint_line(checkpoint: "Checkpoint") -> CheckpointLine:
     )
 
 
+def records_at(checkpoint: "Checkpoint") -> str:
+    """How many records a copy has at a checkpoint, for people."""
+    return count(checkpoint.record_count, "record") if checkpoint.record_count >= 0 else "records not counted"
+
+
 def reset_line(reset: "Reset") -> ResetLine:
     """A reset for JSON output."""
     return ResetLine(reset.reason.name, reset.message)
@@ -97,15 +108,17 @@ def text_lines(batch: "ChangeBatch[Any]", output: Output) -> Iterator[str]:
     columns = output.columns
     put = output.paint("put   ", "green")
     delete = output.paint("delete", "red")
+    remove = output.paint("remove", "red")
     for i, record_id in enumerate(batch.record_ids):
-        gone = bool(batch.kinds) and batch.kinds[i] != 1
+        kind = batch.kinds[i] if batch.kinds else _PUT
+        gone = kind != _PUT
         shown_id = shorten(escape(record_id), max(_ID_COLUMNS, columns // 2))
         shown_id += " " * (_ID_COLUMNS - width(shown_id))
         detail = _reason(batch.reasons, i) if gone else escape(batch.json[i].decode(errors="replace"))
         room = max(8, columns - 13 - 7 - width(shown_id) - 2)
         time = output.paint(clock(batch.commit_times_us[i]), "dim")
         yield (
-            f"{time} {delete if gone else put} {output.paint(shown_id, 'bold')} "
+            f"{time} {put if not gone else remove if kind == _REMOVE else delete} {output.paint(shown_id, 'bold')} "
             f"{output.paint(shorten(detail, room), *(('dim',) if gone else ()))}"
         )
 

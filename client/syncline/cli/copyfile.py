@@ -2,8 +2,8 @@
 
 One line of JSON for each record: ``{"record_id":…,"revision":…,"data":…}``. A new version of the file is
 written beside the old one from the old one and the changes, proven by count and digest against the
-checkpoint, and only then put in its place. Memory grows with the number of changes, not with the copy: the
-data of the changes waits in a temporary file.
+checkpoint (where that has them), and only then put in its place. Memory grows with the number of changes, not
+with the copy: the data of the changes waits in a temporary file.
 """
 
 import tempfile
@@ -98,7 +98,7 @@ class CopyFile:
             total += entry_digest(entry.record_id, entry.revision, bytes(entry.data))
             count += 1
         digest = (total % _MODULUS).to_bytes(16, "big")
-        if (count, digest) != (checkpoint.record_count, checkpoint.digest):
+        if checkpoint.digest and (count, digest) != (checkpoint.record_count, checkpoint.digest):
             raise DivergedError(
                 f"{self._path} would hold {count:,} records with digest {digest.hex()}, the dataset has "
                 f"{checkpoint.record_count:,} with {checkpoint.digest.hex()} at revision {checkpoint.revision:,}"

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,6 +15,7 @@ from syncline.cli.complete import complete_dataset
 from syncline.cli.exits import CommandError, ExitCode
 from syncline.cli.invocation import Invocation, command
 from syncline.cli.render import Output, age, count, escape, shorten
+from syncline.cli.selection import FieldsOption, FilterOption, names_of
 
 if TYPE_CHECKING:
     from syncline import Replica
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 _TICK_SECONDS: Final = 1.0
 
 _CLEAR_LINE: Final = "\r\x1b[2K"
-
-FILTER = Annotated[
-    str | None,
-    typer.Option("--filter", metavar="TEXT", help="Only records that match, as in 'year >= 1990'."),
-]
-FIELDS = Annotated[
-    str | None,
-    typer.Option("--fields", metavar="NAMES", help="Only these fields of the records, with commas between."),
-]
 
 
 class MirrorLine(msgspec.Struct):
@@ -49,8 +41,8 @@ async def mirror(
     call: Invocation,
     dataset: Annotated[str, typer.Argument(help="Dataset to copy.", autocompletion=complete_dataset)],
     file: Annotated[Path, typer.Argument(help="SQLite file for the copy; made when it is not there.")],
-    filter_text: FILTER = None,
-    fields: FIELDS = None,
+    filter_text: FilterOption = None,
+    fields: FieldsOption = None,
     replica_id: Annotated[
         str | None,
         typer.Option("--replica-id", metavar="ID", help="Have the server know how far this copy has come."),
@@ -79,11 +71,6 @@ async def mirror(
             raise CommandError(error.message, code=ExitCode.USAGE) from None
         except ReplicaStopped as stopped:
             raise stopped.__cause__ or stopped from None
-
-
-def names_of(fields: str | None) -> Sequence[str] | None:
-    """The fields of an option."""
-    return None if fields is None else [name.strip() for name in fields.split(",") if name.strip()]
 
 
 async def _keep(replica: "Replica[Any]", view: "_View", file: Path, *, once: bool) -> None:

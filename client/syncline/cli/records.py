@@ -9,6 +9,7 @@ from syncline.cli.complete import complete_dataset
 from syncline.cli.exits import ExitCode
 from syncline.cli.invocation import Invocation, command
 from syncline.cli.render import Output, count, escape, indented_json, local_time, plain, shorten, width
+from syncline.cli.selection import FieldsOption, FilterOption, names_of
 
 if TYPE_CHECKING:
     from syncline import Record
@@ -54,25 +55,33 @@ async def ls(
             help=f"At most so many; 0: all. Default: {_SHOWN_ON_TERMINAL} on a terminal.",
         ),
     ] = None,
+    filter_text: FilterOption = None,
+    fields: FieldsOption = None,
 ) -> None:
     """List records in the order of their ids; JSON lines when the output is piped, or with --json."""
     if limit is None:
         limit = 0 if call.json_lines else _SHOWN_ON_TERMINAL
-    shown = 0
+    shown, are_all = 0, True
     async with call.connect() as client:
-        books = client.dataset(dataset)
-        async for record in books.records(page_size=min(limit or 1_000, 1_000)):
+        records = client.dataset(dataset).records(
+            filter=filter_text, fields=names_of(fields), page_size=min(limit + 1, 1_000) if limit else 1_000
+        )
+        async for record in records:
+            if limit and shown == limit:
+                are_all = False
+                break
             if call.json_lines:
                 call.output.value(record_fields(record))
             else:
                 call.output.line(_line(call.output, record))
             shown += 1
-            if shown == limit:
-                break
-        if not call.json_lines:
-            total = (await client.get_dataset(dataset)).record_count
-            if total > shown:
-                call.output.note(f"{shown:,} of {count(total, 'record')}; --limit 0 shows all")
+        if not (call.json_lines or are_all):
+            if filter_text:
+                told = f"the first {shown:,} that match"
+            else:
+                total = (await client.get_dataset(dataset)).record_count
+                told = f"{shown:,} of {count(total, 'record')}"
+            call.output.note(f"{told}; --limit 0 shows all")
 
 
 def record_fields(record: "Record[Any]") -> dict[str, object]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from syncline.cli.changes import checkpoint_line, json_lines, reset_line, text_lines
+from syncline.cli.changes import checkpoint_line, json_lines, records_at, reset_line, text_lines
 from syncline.cli.complete import complete_dataset
 from syncline.cli.invocation import Invocation, command
-from syncline.cli.render import Output, age, count, escape, shorten
+from syncline.cli.render import Output, age, escape, shorten
+from syncline.cli.selection import FieldsOption, FilterOption, names_of
 from syncline.cli.state import Position, held, read_position, write_position
 
 if TYPE_CHECKING:
@@ -43,12 +44,16 @@ async def watch(
             help="Where to remember how far this came, and to go on from. Goes before --from-now.",
         ),
     ] = None,
+    filter_text: FilterOption = None,
+    fields: FieldsOption = None,
 ) -> None:
     """Follow a dataset live until Ctrl-C: first what is there, then every change.
 
     On a terminal one readable line for each change; JSON lines as in `sync` when the output is piped, or with
     --json. Restarts of the server are survived, with a notice on standard error. After a reconnect some lines
     may come again; none is lost.
+
+    With --filter a record that ceases to match comes as `remove`.
     """
     with contextlib.ExitStack() as stack:
         start = None
@@ -62,7 +67,10 @@ async def watch(
                 client.server_info()
             )  # a server that is down, or a wrong key, ends this now rather than later
             feed = client.dataset(dataset).changes(
-                token=start.token if start else None, from_now=from_now and start is None
+                token=start.token if start else None,
+                from_now=from_now and start is None,
+                filter=filter_text,
+                fields=names_of(fields),
             )
             async with feed, _ticking(view, tokens):
                 with view.notices():
@@ -123,7 +131,7 @@ class _View:
         newest = self._checkpoint.commit_time
         text = (
             f"{self._dataset} at revision {self._checkpoint.revision:,}, "
-            f"{count(self._checkpoint.record_count, 'record')}"
+            f"{records_at(self._checkpoint)}"
             + (f", newest commit {age(newest, datetime.now(UTC))} ago" if newest else "")
             + (" - not connected" if self._away else " - waiting for changes, Ctrl-C ends")
         )
