@@ -11,6 +11,8 @@ from syncline_server.errors import Aborted, NotFound
 from syncline_server.model import Lease, Node, Replica, SessionMode
 from syncline_server.store.abc import Store
 
+pytestmark = pytest.mark.on_both
+
 LATER = 1 << 60
 
 

@@ -7,16 +7,15 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
 
 from support.postgres_cluster import PostgresCluster
+from support.postgres_strangers import stranger, waiting_for_a_lock
 from support.store_values import Bench, PostgresBackend, deletes, request, upserts
 from syncline_server.errors import Aborted, InvalidArgument, SynclineError, Unavailable
 from syncline_server.model import CommitResult, SessionMode
@@ -31,24 +30,6 @@ pytestmark = pytest.mark.only_store("postgres", reason="nodes that share a datab
 @pytest.fixture
 def postgres(durable: PostgresBackend) -> PostgresBackend:
     return durable
-
-
-@asynccontextmanager
-async def stranger(backend: PostgresBackend) -> AsyncIterator[Any]:
-    """A connection that is none of ours."""
-    connection = await asyncpg.connect(backend.dsn, server_settings={"search_path": "syncline"})
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def waiting_for_a_lock(connection: Any, number: int) -> None:
-    """Wait until so many backends of this database wait for a lock."""
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
-        while await connection.fetchval(asked) < number:  # outside of a transaction, which would look once
-            await asyncio.sleep(0.01)
 
 
 # -- nodes ------------------------------------------------------------------------------------------------
