@@ -1,9 +1,10 @@
 """What every client of a run has: a connection of its own through the proxy, a seed, and the history."""
 
 import asyncio
+import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -37,14 +38,15 @@ _CHANNEL = [
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
+_TURNS = [("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))]
 
 
 class Run:
-    """One run: where the server is, what is noted, and when to stop."""
+    """One run: where the nodes are, what is noted, and when to stop."""
 
-    def __init__(self, history: History, address: str, key: str, *, seed: int) -> None:
+    def __init__(self, history: History, addresses: Sequence[str], key: str, *, seed: int) -> None:
         self.history = history
-        self.address = address
+        self.addresses = tuple(addresses)
         self.key = key
         self.stopping = asyncio.Event()
         """Writers finish what they are about."""
@@ -55,6 +57,7 @@ class Run:
         self.acknowledged: dict[str, int] = {}
         """Newest revision of each dataset that was acknowledged to anybody."""
         self._seed = seed
+        self._wires = 0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "Run":
@@ -68,10 +71,18 @@ class Run:
         return random.Random(f"{self._seed} {name}")
 
     async def wire(self) -> Wire:
-        """Stubs on a connection of their own."""
-        channel = await self._stack.enter_async_context(
-            grpc.aio.insecure_channel(self.address, options=_CHANNEL)
-        )
+        """Stubs on a connection of their own.
+
+        Where there are several nodes, the clients take turns: one keeps to the first, one to the second, …, and one
+        goes to another node with each call and each stream.
+        """
+        places = self.addresses if len(self.addresses) == 1 else (*self.addresses, "all")
+        place = places[self._wires % len(places)]
+        self._wires += 1
+        options = _CHANNEL
+        if place == "all":
+            place, options = "ipv4:" + ",".join(self.addresses), [*_CHANNEL, *_TURNS]
+        channel = await self._stack.enter_async_context(grpc.aio.insecure_channel(place, options=options))
         return Wire(channel, self.key)
 
     def note(self, dataset: str, revision: int) -> None:

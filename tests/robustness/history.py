@@ -235,6 +235,8 @@ class History:
     """Revision of each request with an id that had an effect, as the store remembers."""
     covered: dict[bytes, int] = field(default_factory=dict)
     """Of each token that was used: the revision up to which it does not need tombstones."""
+    seen: dict[bytes, int] = field(default_factory=dict)
+    """Of each of them: the newest revision that anything in the copy may be of."""
     complaints: list[str] = field(default_factory=list)
     """What clients found out by themselves: a replica had to be mended, a copy diverged, a writer did not end."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))

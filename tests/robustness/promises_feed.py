@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from robustness.evidence import Evidence
-from robustness.history import Batch, Checkpoint, Ended, Frame, Opened, Reset, View
+from robustness.history import Batch, Checkpoint, Ended, Frame, History, Opened, Reset, View
 from robustness.model import SELECTIONS, connections, digest_of
 
 SLACK_SECONDS = 3.0
@@ -78,6 +78,16 @@ def convergent(evidence: Evidence) -> Iterator[str]:
                 reached = frame.revision if isinstance(frame, Checkpoint) else 0
         if reached < head:
             yield f"{view.name}: ended at checkpoint {reached}, the head is {head}"
+    for name, dataset, revision, head in last_looks(evidence.history):
+        if revision < head:
+            yield f"{name}: its copy of {dataset} ended at revision {revision}, the head is {head}"
+
+
+def last_looks(history: History) -> Iterator[tuple[str, str, int, int]]:
+    """Of every application with a copy: its name, the dataset, the revision that it saw last, and the head."""
+    last = {(read.name, read.dataset): read.revision for read in history.reads if not read.is_live}
+    for (name, dataset), revision in last.items():
+        yield name, dataset, revision, history.datasets[dataset].head
 
 
 def filtered(evidence: Evidence) -> Iterator[str]:

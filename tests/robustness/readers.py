@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections import deque
+from pathlib import Path
 
 import grpc
 
@@ -153,13 +154,39 @@ async def keep_replica(
         ) as replica:
             for _ in range(1 << 30 if run.is_calm else rng.choice([2, 10, 40])):
                 await asyncio.sleep(LOOKS_SECONDS)
-                if replica.is_complete:
-                    revision = replica.revision
-                    records = {put.record_id: (put.revision, put.json) for put in replica.records()}
-                    await asyncio.sleep(
-                        LOOKS_SECONDS
-                    )  # a file may be a little ahead of what the replica says of it
-                    look(run, name, dataset, selection, revision, records, replica.revision)
-                run.history.complaints += [f"{name} had to be mended: {repair}" for repair in replica.repairs]
+                await _look_into(run, name, dataset, selection, replica)
                 if run.leaving.is_set() or replica.repairs:
                     break
+
+
+async def keep_mirror(
+    run: Run, client: syncline.Client, name: str, selection: str, directory: str | Path
+) -> None:
+    """Keep a mirror of all datasets and look at the replicas in it; leave and open it again now and then."""
+    rng, selected = run.chooser(name), SELECTIONS[selection]
+    while not run.leaving.is_set():
+        async with client.mirror(
+            "*", directory, filter=selected.filter or None, fields=selected.fields or None
+        ) as mirror:
+            for _ in range(1 << 30 if run.is_calm else rng.choice([2, 10, 40])):
+                await asyncio.sleep(LOOKS_SECONDS)
+                await asyncio.gather(
+                    *(
+                        _look_into(run, f"{name}/{dataset}", dataset, selection, replica)
+                        for dataset, replica in mirror.items()
+                    )
+                )
+                run.history.complaints += [
+                    f"{name}: {dataset} has stopped: {error!r}" for dataset, error in mirror.failed.items()
+                ]
+                if run.leaving.is_set() or mirror.failed:
+                    break
+
+
+async def _look_into(run: Run, name: str, dataset: str, selection: str, replica: syncline.Replica) -> None:
+    if replica.is_complete:
+        revision = replica.revision
+        records = {put.record_id: (put.revision, put.json) for put in replica.records()}
+        await asyncio.sleep(LOOKS_SECONDS)  # a file may be a little ahead of what the replica says of it
+        look(run, name, dataset, selection, revision, records, replica.revision)
+    run.history.complaints += [f"{name} had to be mended: {repair}" for repair in replica.repairs]

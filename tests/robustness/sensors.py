@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+import syncline
 from robustness.clients import SILENCE_SECONDS, Run, code_of, now
 from robustness.history import Opening, Operation
+from robustness.readers import FOLLOWING
 from robustness.writers import record
 from support.wire import Refused, Wire
 from syncline.v1 import push_service_pb2 as pb
@@ -174,6 +177,82 @@ class Clone(Sensor):
                 call.cancel()
                 self.kept.clear()
             await self.run.pause(self.rng, 0.3)
+
+
+class Crash(Exception):
+    """The program ends without a word."""
+
+
+class Gauge:
+    """A producer of the SDK with a spool, whose program leaves, comes back, and crashes now and then.
+
+    What it has saved arrives, in the order in which it was sent; what a crash found unsaved arrives or does not.
+    """
+
+    def __init__(
+        self, run: Run, client: syncline.Client, name: str, dataset: str, spool: Path | None
+    ) -> None:
+        self.run = run
+        self.client = client
+        self.name = name
+        self.dataset = dataset
+        self.spool = spool
+        self.rng = run.chooser(f"gauge {name}")
+        self.sent: list[Operation] = []
+        """Readings that are not known to be on the server."""
+        self.saved = 0
+        """How many of them are in the spool."""
+
+    async def work(self) -> None:
+        """Send readings until told to stop and all have arrived."""
+        while not (self.run.stopping.is_set() and not self.sent):
+            with contextlib.suppress(Crash, syncline.ReadingsLeft):
+                producer = self.client.dataset(self.dataset).producer(
+                    self.name, spool=self.spool, linger_seconds=0.5, options=FOLLOWING
+                )
+                async with producer:
+                    await self._use(producer)
+                self._arrived(producer)
+            del self.sent[self.saved :]
+            if self.spool is None:
+                self.sent.clear()
+            await self.run.pause(self.rng, 0.2)
+
+    async def _use(self, producer: syncline.Producer) -> None:
+        for _ in range(self.rng.choice([3, 10, 40])):
+            if self.run.stopping.is_set():
+                await producer.flush()
+                self._arrived(producer)
+                return
+            for _ in range(self.rng.randint(1, 3)):
+                await producer.send(self._make())
+            if self.rng.random() < 0.3:
+                await producer.saved()
+                self.saved = len(self.sent)
+            self._arrived(producer)
+            await asyncio.sleep(self.rng.uniform(0, 0.03))
+        if self.rng.random() < 0.3:
+            raise Crash
+        await producer.saved()
+        self.saved = len(self.sent)
+
+    def _make(self) -> bytes:
+        number = self.run.history.next_number()
+        key = f"{self.name}-{number}"
+        data = record(self.rng, key, number)
+        operation = self.run.history.invoke(
+            "reading", self.dataset, number=number, puts={key: data}, owner=self.name
+        )
+        self.sent.append(operation)
+        return data
+
+    def _arrived(self, producer: syncline.Producer) -> None:
+        """Note what is not waiting any more: the server has acknowledged it."""
+        count = max(0, len(self.sent) - producer.stats.waiting)
+        for operation in self.sent[:count]:
+            operation.outcome, operation.changed, operation.returned = "ok", True, now()
+        del self.sent[:count]
+        self.saved = max(0, self.saved - count)
 
 
 async def _write(call: Any, message: pb.PushStreamRequest) -> bool:

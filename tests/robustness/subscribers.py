@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from robustness.clients import CALL_SECONDS, SILENCE_SECONDS, Run, code_of, now
 from robustness.history import Batch, Checkpoint, Ended, Opened, Reset, View
@@ -18,6 +19,7 @@ from syncline.v1 import feed_pb2, sync_service_pb2, update_feed_pb2
 
 KINDS = {0: "put", 1: "put", 2: "delete", 3: "remove"}
 CREDIT_BYTES = 4_000
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 INTERVAL_SECONDS = 0.05
 
 
@@ -180,7 +182,7 @@ class FeedStream:
             await self.run.pause(self.rng, 0.1)
 
     async def _take(self, call: Any) -> None:
-        await self._send(call, map(self._add, self.views))
+        await _send(call, map(self._add, self.views))
         for _ in range(1 << 30 if self.run.is_calm else self.rng.choice([5, 40, 1 << 30])):
             message = await _message(call)
             actions: list[update_feed_pb2.FeedAction] = []
@@ -189,7 +191,7 @@ class FeedStream:
             if not self.run.is_calm and self.rng.random() < 0.05:
                 actions.append(self._replace(self.rng.choice(list(self.views))))
             if actions:
-                await self._send(call, actions)
+                await _send(call, actions)
             if not self.run.is_calm and self.rng.random() < 0.05:
                 await asyncio.sleep(self.rng.uniform(0, 0.3))
 
@@ -199,19 +201,7 @@ class FeedStream:
         view.note(Opened(at=now(), token=token))
         self._open.add(number)
         self._awaited[number] += 1
-        fields = SELECTIONS[view.selection].fields
-        add = update_feed_pb2.AddSubscription(
-            subscription_id=number,
-            dataset=f"datasets/{view.dataset}",
-            token=token,
-            filter=SELECTIONS[view.selection].filter,
-            read_mask=FieldMask(paths=fields) if fields else None,
-            delivery_mode=update_feed_pb2.DeliveryMode.Value(f"DELIVERY_MODE_{view.mode.upper()}"),
-            credit_bytes=CREDIT_BYTES,
-        )
-        if view.mode == "max_rate":
-            add.min_interval.CopyFrom(Duration(nanos=round(INTERVAL_SECONDS * 1e9)))
-        return update_feed_pb2.FeedAction(add=add)
+        return _addition(number, view, f"datasets/{view.dataset}", token=token)
 
     def _replace(self, number: int) -> update_feed_pb2.FeedAction:
         """The same subscription anew: what still comes of the old one is not of this view."""
@@ -229,7 +219,7 @@ class FeedStream:
         if self._awaited[number]:
             return
         if part.HasField("error"):
-            view.note(Ended(at=now(), code=str(part.error.code), reason=part.error.message))
+            view.note(_ended_by(part))
             self._open.discard(number)
             return
         frames = list(map(noted, part.events))
@@ -245,13 +235,92 @@ class FeedStream:
             )
             yield update_feed_pb2.FeedAction(ack=ack)
 
-    async def _send(self, call: Any, actions: Iterable[update_feed_pb2.FeedAction]) -> None:
-        request = sync_service_pb2.UpdateFeedRequest(actions=list(actions))
-        with contextlib.suppress(
-            asyncio.InvalidStateError, grpc.aio.AioRpcError
-        ):  # it has ended, and the next read tells why
-            async with asyncio.timeout(SILENCE_SECONDS):
-                await call.write(request)
+
+class PrefixStream:
+    """One subscription to all datasets, each of which is followed by itself with a token of its own."""
+
+    def __init__(self, run: Run, wire: Wire, name: str, views: Sequence[View]) -> None:
+        self.run = run
+        self.wire = wire
+        self.views = {f"datasets/{view.dataset}": view for view in views}
+        self.rng = run.chooser(name)
+
+    async def follow(self) -> None:
+        """Follow until the run ends."""
+        while not self.run.leaving.is_set():
+            call = self.wire.sync.UpdateFeed(metadata=self.wire.metadata)
+            last = Ended(at=now(), code="LEFT")
+            tokens = {name: choose_token(self.run, self.rng, view) for name, view in self.views.items()}
+            for name, view in self.views.items():
+                view.note(Opened(at=now(), token=tokens[name]))
+            try:
+                await self._take(call, {name: token for name, token in tokens.items() if token})
+            except (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError, _OneEnded) as error:
+                last = ended(error)
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+            finally:
+                call.cancel()
+            for view in self.views.values():
+                view.note(last)
+            await self.run.pause(self.rng, 0.1)
+
+    async def _take(self, call: Any, tokens: dict[str, bytes]) -> None:
+        first = next(iter(self.views.values()))
+        await _send(call, [_addition(1, first, "datasets/*", tokens=tokens)])
+        for _ in range(1 << 30 if self.run.is_calm else self.rng.choice([5, 40, 1 << 30])):
+            actions = [action for part in (await _message(call)).parts for action in self._note(part)]
+            if actions:
+                await _send(call, actions)
+
+    def _note(self, part: update_feed_pb2.FeedPart) -> Iterable[update_feed_pb2.FeedAction]:
+        if part.HasField("error"):
+            for view in [self.views[part.dataset]] if part.dataset else self.views.values():
+                view.note(_ended_by(part))
+            raise _OneEnded
+        self.views[part.dataset].note(*map(noted, part.events))
+        if size := part.ByteSize():
+            grant = update_feed_pb2.GrantCredit(subscription_id=1, bytes=size)
+            yield update_feed_pb2.FeedAction(credit=grant)
+
+
+class _OneEnded(Exception):
+    """One subscription of several, which begin anew together."""
+
+
+def _ended_by(part: update_feed_pb2.FeedPart) -> Ended:
+    """How one subscription of a stream ended."""
+    details = [
+        ErrorInfo.FromString(any_.value) for any_ in part.error.details if any_.Is(ErrorInfo.DESCRIPTOR)
+    ]
+    reason = details[0].reason if details else part.error.message
+    return Ended(at=now(), code=_CODES[part.error.code], reason=reason)
+
+
+def _addition(number: int, view: View, dataset: str, **what: Any) -> update_feed_pb2.FeedAction:
+    """The request for a subscription with the selection and the mode of a view."""
+    fields = SELECTIONS[view.selection].fields
+    add = update_feed_pb2.AddSubscription(
+        subscription_id=number,
+        dataset=dataset,
+        filter=SELECTIONS[view.selection].filter,
+        read_mask=FieldMask(paths=fields) if fields else None,
+        delivery_mode=update_feed_pb2.DeliveryMode.Value(f"DELIVERY_MODE_{view.mode.upper()}"),
+        credit_bytes=CREDIT_BYTES,
+        **what,
+    )
+    if view.mode == "max_rate":
+        add.min_interval.CopyFrom(Duration(nanos=round(INTERVAL_SECONDS * 1e9)))
+    return update_feed_pb2.FeedAction(add=add)
+
+
+async def _send(call: Any, actions: Iterable[update_feed_pb2.FeedAction]) -> None:
+    request = sync_service_pb2.UpdateFeedRequest(actions=list(actions))
+    with contextlib.suppress(
+        asyncio.InvalidStateError, grpc.aio.AioRpcError
+    ):  # it has ended, and the next read tells why
+        async with asyncio.timeout(SILENCE_SECONDS):
+            await call.write(request)
 
 
 def choose_token(run: Run, rng: Any, view: View) -> bytes:

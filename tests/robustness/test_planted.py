@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from robustness.planted import CLIENT, SERVER, command
-from robustness.traffic import PLAIN, TINY, Crowd, Traffic, told
+from robustness.traffic import PLAIN, TINY, Traffic, told
 from support.server_process import server_process
 
 SEED = 118
@@ -33,9 +33,7 @@ async def busy(directory, name):
 
 async def killed(directory, name):
     """The server dies where writes are durable and not answered, three times; then everybody tries again."""
-    crowd = Crowd(
-        writers=2, sensors=3, clones=0, swaps=0, subscribers=(), pagers=(), streams=(), copies=(), replicas=()
-    )
+    crowd = replace(PLAIN, writers=2, sessions=1, sensors=3, readers=1, subscribers=(), copies=())
     async with server_process(directory, env=TINY, prefix=command(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             await server.stop()
@@ -50,19 +48,7 @@ async def killed(directory, name):
 
 async def copies(directory, name):
     """Copies that applications keep, leave in the middle of a batch, and take up again much later."""
-    crowd = Crowd(
-        writers=4,
-        sessions=0,
-        swaps=0,
-        sensors=0,
-        clones=0,
-        subscribers=(),
-        pagers=(),
-        streams=(),
-        copies=(("things", "all"),) * 5,
-        replicas=(),
-        readers=0,
-    )
+    crowd = replace(PLAIN, subscribers=(), copies=(("things", "all"),) * 5)
     async with server_process(directory, env=TINY, prefix=command(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             traffic.catch_up_seconds = patience(name, 3.0)
@@ -73,18 +59,11 @@ async def copies(directory, name):
 
 async def purged(directory, name):
     """Pages read slowly, from old tokens and inside scans, where tombstones go at once."""
-    crowd = Crowd(
-        writers=4,
-        sessions=0,
-        swaps=0,
-        sensors=0,
-        clones=0,
+    crowd = replace(
+        PLAIN,
         subscribers=(("things", "all"),),
         pagers=(("things", "all"), ("things", "red")) * 4,
-        streams=(),
         copies=(),
-        replicas=(),
-        readers=0,
     )
     settings = TINY | {"SYNCLINE_RETENTION_REVISIONS": "4", "SYNCLINE_PURGE_SECONDS": "0.1"}
     async with server_process(directory, env=settings, prefix=command(name)) as server:
@@ -100,18 +79,7 @@ async def quiet(directory, name):
     settings = {key: value for key, value in TINY.items() if "CHECKPOINT" not in key}
     # Whole copies only: of a filtered one that nothing concerns, the checkpoint moves with the bookmarks.
     followed = (("things", "all"), ("items", "all"))
-    crowd = Crowd(
-        writers=2,
-        sessions=0,
-        swaps=0,
-        sensors=0,
-        clones=0,
-        pagers=(),
-        streams=(),
-        replicas=(),
-        subscribers=followed,
-        copies=followed,
-    )
+    crowd = replace(PLAIN, writers=2, readers=1, subscribers=followed, copies=followed)
     async with server_process(directory, env=settings, prefix=command(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd, checkpoint_seconds=10.0) as traffic:
             traffic.run.is_calm = True

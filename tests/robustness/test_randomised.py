@@ -35,7 +35,7 @@ async def run(directory, seed: int, seconds: float) -> History:
     async with (
         server_process(directory, env=TINY) as server,
         Proxy.to(server.address, seed=seed) as proxy,
-        Traffic.on(server, seed=seed, address=proxy.address, replica_directory=directory) as traffic,
+        Traffic.on(server, seed=seed, addresses=[proxy.address], replica_directory=directory) as traffic,
     ):
         faults = Faults(traffic.history, server, proxy, seed=seed)
         try:

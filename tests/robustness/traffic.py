@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import syncline
-from robustness import recorder
 from robustness.clients import Run
 from robustness.history import DatasetLog, History, View
 from robustness.promises import judge
-from robustness.readers import FOLLOWING, Reader, follow_copy, keep_replica
-from robustness.sensors import Clone, Sensor
-from robustness.subscribers import FeedStream, Pager, Subscriber
+from robustness.promises_feed import last_looks
+from robustness.readers import FOLLOWING, Reader, follow_copy, keep_mirror, keep_replica
+from robustness.recorder import Recorder, recorder_of
+from robustness.sensors import Clone, Gauge, Sensor
+from robustness.subscribers import FeedStream, Pager, PrefixStream, Subscriber
 from robustness.writers import SessionWriter, Writer
 from support.server_process import ServerProcess
 
@@ -46,6 +47,8 @@ class Crowd:
     swaps: int = 1
     sensors: int = 1
     clones: int = 1
+    gauges: int = 1
+    """Producers of the SDK."""
     subscribers: Sequence[tuple[str, str]] = (("things", "all"), ("things", "red"), ("items", "large"))
     pagers: Sequence[tuple[str, str]] = (("things", "all"), ("things", "two"))
     streams: Sequence[Sequence[tuple[str, str, str]]] = (
@@ -59,8 +62,12 @@ class Crowd:
         ),
     )
     """Of each UpdateFeed stream: dataset, selection and mode of its subscriptions."""
+    prefixes: Sequence[tuple[str, str]] = (("all", "latest"),)
+    """Of each subscription to all datasets: selection and mode."""
     copies: Sequence[tuple[str, str]] = (("things", "all"), ("things", "two"))
     replicas: Sequence[tuple[str, str]] = (("things", "all"), ("items", "red"))
+    mirrors: Sequence[str] = ("all",)
+    """Selection of each; they need a directory."""
     readers: int = 1
     guests: int = 0
     """Subscribers of ``things`` with read keys of their own; see ``Traffic.revoke``."""
@@ -73,11 +80,14 @@ PLAIN = Crowd(
     swaps=0,
     sensors=0,
     clones=0,
+    gauges=0,
     subscribers=(("things", "all"), ("items", "all")),
     pagers=(),
     streams=(),
+    prefixes=(),
     copies=(("things", "all"),),
     replicas=(),
+    mirrors=(),
     readers=0,
 )
 """Writers and plain subscribers."""
@@ -86,14 +96,17 @@ DATASETS = ("things", "items", "log")
 
 
 class Traffic:
-    """The clients at work on one server."""
+    """The clients at work on one store."""
 
-    def __init__(self, run: Run, server: ServerProcess, client: syncline.Client, crowd: Crowd) -> None:
+    def __init__(
+        self, run: Run, server: ServerProcess, client: syncline.Client, crowd: Crowd, recorder: Recorder
+    ) -> None:
         self.run = run
         self.history = run.history
         self.server = server
         self.client = client
         self.crowd = crowd
+        self.recorder = recorder
         self.judged: dict[str, list[str]] = {}
         self.catch_up_seconds = CATCH_UP_SECONDS
         """When the faults are over all come to their end within this."""
@@ -109,21 +122,23 @@ class Traffic:
         *,
         seed: int,
         crowd: Crowd | None = None,
-        address: str = "",
+        addresses: Sequence[str] = (),
         replica_directory: Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> AsyncIterator["Traffic"]:
         """Make the datasets, begin to record and to work; on leaving stop. ``finish`` judges.
 
-        ``address``: that of a proxy. With a ``replica_directory`` the replicas are files in it.
+        ``addresses``: those of the proxy, or of the nodes, that the clients are to use. With a ``replica_directory``
+        replicas, mirrors and spools are files in it.
         """
         asyncio.get_running_loop().set_debug(
             False
         )  # which would cost these thousands of tasks more than they do
         history = History(seed=seed, checkpoint_seconds=checkpoint_seconds)
         crowd = crowd or Crowd()
-        address = address or server.address
-        recorder.install(server.data)
+        addresses = addresses or [server.address]
+        recorder = recorder_of(server)
+        await asyncio.to_thread(recorder.install)
         async with server.client() as admin:
             for dataset in DATASETS:
                 # In a log the same reading a second time is a second record; under a key it would be no change.
@@ -133,11 +148,11 @@ class Traffic:
                     await admin.create_source(dataset, f"feed-{n}")
                     await admin.create_source(dataset, f"swap-{n}")
         async with (
-            Run(history, address, server.key, seed=seed) as run,
-            syncline.connect(address, key=server.key) as client,
+            Run(history, addresses, server.key, seed=seed) as run,
+            syncline.connect(addresses, key=server.key) as client,
         ):
             client.connection.updates._options = FOLLOWING
-            traffic = cls(run, server, client, crowd)
+            traffic = cls(run, server, client, crowd, recorder)
             await traffic._begin(replica_directory)
             try:
                 yield traffic
@@ -161,6 +176,9 @@ class Traffic:
             self._write(Sensor(run, await run.wire(), f"sensor-{n}", "log").work())
         for n in range(crowd.clones):
             self._write(Clone(run, await run.wire(), f"sensor-{n}", "log").work())
+        for n in range(crowd.gauges):
+            spool = replica_directory and replica_directory / f"spool-{n}.db"
+            self._write(Gauge(run, self.client, f"gauge-{n}", "log", spool).work())
         for n in range(crowd.guests):
             key = await self.client.create_key("read", dataset="things")
             view = View(name=f"guest {n}", dataset="things")
@@ -181,11 +199,17 @@ class Traffic:
                 for i, (dataset, selection, mode) in enumerate(places)
             ]
             self._follow(FeedStream(run, await run.wire(), f"stream {n}", views).follow())
+        for n, (selection, mode) in enumerate(crowd.prefixes):
+            views = [self._view(f"prefix {n}", dataset, selection, mode) for dataset in DATASETS]
+            self._follow(PrefixStream(run, await run.wire(), f"prefix {n}", views).follow())
         for n, (dataset, selection) in enumerate(crowd.copies):
             self._follow(follow_copy(run, self.client, f"copy {n}", dataset, selection))
         for n, (dataset, selection) in enumerate(crowd.replicas):
             path = replica_directory and replica_directory / f"replica-{n}.db"
             self._follow(keep_replica(run, self.client, f"replica {n}", dataset, selection, path))
+        for n, selection in enumerate(crowd.mirrors if replica_directory else ()):
+            directory = replica_directory / f"mirror-{n}"
+            self._follow(keep_mirror(run, self.client, f"mirror {n}", selection, directory))
 
     def _view(self, name: str, dataset: str, selection: str, mode: str = "latest") -> View:
         return self.history.view(
@@ -255,8 +279,13 @@ class Traffic:
     async def _all_at_the_head(self) -> None:
         """Wait for it; who is not there in the end is told by the validators."""
         deadline = time.monotonic() + self.catch_up_seconds
-        while time.monotonic() < deadline and not all(map(self._is_there, self.history.views)):
+        while time.monotonic() < deadline and not (
+            all(map(self._is_there, self.history.views)) and all(self._copies_are_there())
+        ):
             await asyncio.sleep(0.05)
+
+    def _copies_are_there(self) -> Iterator[bool]:
+        return (head <= revision for _, _, revision, head in last_looks(self.history))
 
     def _is_there(self, view: View) -> bool:
         last = view.frames[-1] if view.frames else None
@@ -276,7 +305,7 @@ class Traffic:
                 self.history.complaints.append(f"{task.get_name()} does not come to its end")
             elif task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 self.history.complaints.append(f"{task.get_name()} ended with {error!r}")
-        recorder.collect(self.history, self.server.data)
+        self.recorder.collect(self.history)
         self.judged = judge(self.history)
         return self.judged
 

@@ -42,6 +42,7 @@ class ServerProcess:
         self.data = data or directory / "data"
         self.log_file = directory / "server.log"
         self.http = ""
+        self.store = store
         self._args = tuple(args)
         self._prefix = tuple(prefix)
         """A command to run it under, such as strace or prlimit."""
