@@ -196,7 +196,7 @@ async def _prepared(
     name: str, directory: Path, prefix: tuple[str, ...] = ()
 ) -> AsyncIterator[tuple[Running, Callable[[], Awaitable[int]]]]:
     """A server, and the workload ready to go."""
-    system = Syncline(command_prefix=prefix)
+    system = Syncline(command_prefix=prefix, page_cache=False)
     async with system.serve(directory) as running, contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(system.connect_sdk(running.address))
         work = await WORKLOADS[name](client, running, stack)

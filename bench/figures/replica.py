@@ -22,7 +22,7 @@ async def measure_cold(room: Room) -> Outcome:
     """Everything into an empty file replica, proven by count and digest; beside it the bare inserts."""
     items = shuffled_items(room.pick(100_000, 30_000))
     async with contextlib.AsyncExitStack() as stack:
-        client = await connected(stack, Syncline(), room)
+        client = await connected(stack, Syncline(page_cache=False), room)
         assert isinstance(client, SynclineClient)
         await client.create(_COLLECTION)
         await client.push_bulk(_COLLECTION, items)

@@ -18,7 +18,7 @@ async def measure_cold(room: Room) -> Outcome:
     items = shuffled_items(room.pick(100_000, 30_000))
     async with contextlib.AsyncExitStack() as stack:
         contenders: dict[str, Callable[[int], Awaitable[float]]] = {}
-        for system in (Syncline(), *room.peers.values()):
+        for system in (Syncline(page_cache=False), *room.peers.values()):
             client = await connected(stack, system, room)
             await client.create(_COLLECTION)
             await client.push_bulk(_COLLECTION, items)

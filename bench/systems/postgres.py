@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.machine import cpu_seconds_with_children
+from bench.machine import children_cpu_seconds
 from bench.records import Item, batches, encode_item
 from bench.systems.base import CALL_RECORDS, IN_FLIGHT, Running, Unavailable, run_limited
 from bench.systems.stubs import SynclineFeed
@@ -43,11 +43,14 @@ SELECT current_setting('server_version') AS version, current_setting('fsync') AS
 class Postgres(LocalPostgres):
     """A server that is there while it is measured, with PostgreSQL's own settings for what is durable."""
 
-    @property
-    def cpu_seconds(self) -> float:
-        """Time on a CPU that all its processes have used, those that ended too."""
+    def cpu_seconds(self) -> dict[int, float]:
+        """Time on a CPU that each of its processes has used, by id."""
         assert self._process is not None
-        return cpu_seconds_with_children(self._process.pid)
+        return children_cpu_seconds(self._process.pid)
+
+    def cpu_seconds_since(self, before: dict[int, float]) -> float:
+        """What all of them have used since then."""
+        return sum(seconds - before.get(pid, 0.0) for pid, seconds in self.cpu_seconds().items())
 
 
 @contextlib.asynccontextmanager
@@ -145,13 +148,15 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def running_nodes(postgres: Postgres, directory: Path, count: int) -> AsyncIterator[list[Node]]:
-    """So many nodes over one database."""
+async def running_nodes(
+    postgres: Postgres, directory: Path, count: int, *, page_cache: bool = True
+) -> AsyncIterator[list[Node]]:
+    """So many nodes over one database. ``page_cache``: whether the first one has it."""
     postgres.execute("CREATE DATABASE syncline")
     nodes: list[Node] = []
     async with contextlib.AsyncExitStack() as stack:
         for number in range(1, count + 1):
-            system = SynclineFeed(store=postgres.dsn("syncline"))
+            system = SynclineFeed(store=postgres.dsn("syncline"), page_cache=page_cache or number > 1)
             place = directory / f"node-{number}"
             place.mkdir()
             running = await stack.enter_async_context(system.serve(place))

@@ -110,10 +110,17 @@ class Syncline(System):
     name = "syncline"
     durability = "fsync before the answer"
 
-    def __init__(self, *, command_prefix: Sequence[str] = (), store: str = "") -> None:
-        """``store``: where in PostgreSQL it is; empty: a file of SQLite."""
+    def __init__(
+        self, *, command_prefix: Sequence[str] = (), store: str = "", page_cache: bool = True
+    ) -> None:
+        """``store``: where in PostgreSQL it is; empty: a file of SQLite.
+
+        Without ``page_cache`` each copy is read from the store, however soon after another one.
+        """
         self._prefix = command_prefix
-        self._store = store
+        self._settings = {"SYNCLINE_STORE": store}
+        if not page_cache:
+            self._settings["SYNCLINE_PAGE_CACHE_BYTES"] = "0"
 
     def version(self) -> str:
         """Of the distribution."""
@@ -127,11 +134,10 @@ class Syncline(System):
         data = directory / "syncline"
         env |= {
             "SYNCLINE_DATA": str(data),
-            "SYNCLINE_STORE": self._store,
             "SYNCLINE_LISTEN": f"127.0.0.1:{port}",
             "SYNCLINE_HTTP": "",
             "SYNCLINE_STREAMS_PER_KEY": str(_STREAMS_PER_KEY),
-        }
+        } | self._settings
         command = [*self._prefix, str(Path(sys.executable).with_name("syncline-server")), "serve"]
         async with running_server(command, port=port, log=directory / "syncline.log", env=env) as process:
             yield Running(address=f"127.0.0.1:{port}{data / 'admin.key'}", pid=process.pid)
