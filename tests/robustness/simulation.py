@@ -23,6 +23,7 @@ from syncline.v1.sync_service_pb2 import SubscribeResponse
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import frame_of, judge_page
 from syncline_server.feed.frames import Frame, FrameMaker
+from syncline_server.feed.pages import PageCache, Shelf
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, Ring
 from syncline_server.feed.settings import FeedSettings
@@ -33,6 +34,7 @@ from syncline_server.rpc.frames import ProtobufEncoder
 KEYS = "abcdefghij"
 SECRET = b"s" * 32
 STORE_ID = b"store-id"
+DATASET = 1
 SETTINGS = FeedSettings(page_changes=3, page_bytes=200, scan_page_bytes=200, message_bytes=600)
 SECONDS = 4.5
 """Of virtual time in which anything may happen; then everybody may reach the head."""
@@ -63,6 +65,14 @@ class World:
         self.clients = [client(self, self.choose.choice(self.servers)) for _ in range(4)]
         self.is_calm = False
 
+    def now_us(self) -> int:
+        """See Clock."""
+        return int(self.now * 1e6)
+
+    def monotonic(self) -> float:
+        """See Clock."""
+        return self.now
+
     def after(self, seconds: float, what: Callable[[], None]) -> None:
         """Something happens later, about then."""
         at = self.now + seconds * self.choose.uniform(0.5, 1.5)
@@ -89,7 +99,7 @@ class World:
             self.table.commit([(key, self.choose.choice([None, b"1", b"2", b"3" * 40])) for key in keys])
         if self.table.head != before:
             appended = Appended(
-                dataset_number=1,
+                dataset_number=DATASET,
                 from_revision=before.revision,
                 head=self.table.head,
                 changes=self.table.changes(before.last_position),
@@ -142,6 +152,8 @@ class Server:
         self.maker = FrameMaker(ProtobufEncoder(), origin, SECRET)
         self.ring = Ring(self.maker, max_bytes=2_000, max_frames=4, max_frame_bytes=700)
         self.shared = FrameCache(max_bytes=2_000, max_frames=4)
+        self.pages = PageCache(world, max_bytes=4_000, seconds=1.0)
+        self.shelf = Shelf(self.shared, self.pages, DATASET)
         self.known_revision = 0
         for client in getattr(world, "clients", ()):
             if client.server is self:
@@ -174,6 +186,8 @@ class Server:
         frame = frame_of(self.maker, start, page, judge_page(self.maker, start, page, self.world.histories))
         if frame.reset is None and frame.start != frame.end:
             self.shared.add(frame)
+        self.pages.purged(DATASET, page.head.purge_revision)
+        self.pages.add(DATASET, frame)
         if self.ring.head is None:
             self.ring.skip_to(page.head)
         return frame
@@ -255,7 +269,7 @@ class Client:
     def server_step(self) -> None:
         """The server sends what follows, reads it, or waits."""
         progress, server = self.progress, self.server
-        frames = progress.ready(server.ring, server.shared)
+        frames = progress.ready(server.ring, server.shelf)
         if frames:
             self.send(frames)
         elif progress.must_read(server.known_revision):
@@ -293,7 +307,7 @@ class Client:
         position = tokens.decode(token, store_id=STORE_ID, secret=SECRET) if token else None
         progress = Progress(position, settings=SETTINGS, floor_revision=world.table.head.revision)
         for _ in range(10 + 2 * len(world.table.rows)):
-            frames = progress.ready(server.ring, server.shared)
+            frames = progress.ready(server.ring, server.shelf)
             if not frames:
                 progress.confirm()
                 frames = [server.frame(progress, server.read(progress))]

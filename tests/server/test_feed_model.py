@@ -84,6 +84,7 @@ class FeedModel(RuleBasedStateMachine):
     def memory_is_bounded(self):
         assert self.world.ring.size_bytes <= CACHE_BYTES
         assert self.world.shared.size_bytes <= CACHE_BYTES
+        assert self.world.pages.size_bytes <= CACHE_BYTES
 
 
 TestFeedModel = FeedModel.TestCase

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from support.feed_encoder import Copy, LineEncoder
 from support.feed_store import Table
+from syncline_server.clock import SystemClock
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import frame_of, judge_page
 from syncline_server.feed.frames import FrameMaker
+from syncline_server.feed.pages import PageCache, Shelf
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, Ring
 from syncline_server.feed.settings import FeedSettings
@@ -58,6 +60,8 @@ class World:
         self.maker = FrameMaker(LineEncoder(), self.origin, SECRET)
         self.ring = Ring(self.maker, max_bytes=CACHE_BYTES, max_frames=4, max_frame_bytes=700)
         self.shared = FrameCache(max_bytes=CACHE_BYTES, max_frames=4)
+        self.pages = PageCache(SystemClock(), max_bytes=CACHE_BYTES)
+        self.shelf = Shelf(self.shared, self.pages, 1)
         for follower in self.followers:
             follower.progress = None
 
@@ -109,7 +113,7 @@ class World:
         if follower.progress is None:
             self.connect(follower)
         progress = follower.progress
-        frames = progress.ready(self.ring, self.shared)
+        frames = progress.ready(self.ring, self.shelf)
         if not frames:
             progress.confirm()
             frames = [self.read(progress)]
@@ -129,6 +133,8 @@ class World:
         frame = self.judge(start, page)
         if frame.reset is None and frame.start != frame.end:
             self.shared.add(frame)
+        self.pages.purged(1, page.head.purge_revision)
+        self.pages.add(1, frame)
         if self.ring.head is None:
             self.ring.skip_to(page.head)
         return frame

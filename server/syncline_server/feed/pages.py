@@ -25,8 +25,8 @@ newer than the snapshot of a kept page: S <= V <= H. What watermark and history 
 the store reads from p' and which is judged by S and V; a RESET there is what this client would have got, had it been
 slow.
 
-Pages by cursor alone would be the naive form of this, and copies diverge by it (``PagesByCursor`` in the simulation
-of T119): a scan that began after a delete takes a page from before it, with the deleted record, while its S says that
+Pages by cursor alone would be the naive form of this, and copies diverge by it (``tests/server/test_page_cache.py``
+has the models): a scan that began after a delete takes a page from before it, with the deleted record, while its S says that
 this delete cannot concern it, so the tombstone may be gone when it gets there. And a V that goes back hides from the
 history rule what the copy has seen.
 
