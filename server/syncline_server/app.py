@@ -309,6 +309,8 @@ async def _background(
     """Do again and again what is to be done until the scope is cancelled; on leaving, take leave of the other nodes."""
     duty = upkeep.Duty(rooms.store, rooms.node_id)
     presence = upkeep.Presence(rooms.store, _node(settings, addresses, rooms), lag_us)
+    metrics.upkeep_lease.set_function(lambda: duty.lease is not None)
+    metrics.node_lag_seconds.set_function(lambda: lag_us() / 1e6)
     async with AsyncExitStack() as stack:
         for leave in (presence.leave, duty.release):
             stack.push_async_callback(_leave, rooms.store, leave)

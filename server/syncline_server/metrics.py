@@ -92,6 +92,13 @@ class Metrics:
             "syncline_loop_lag_seconds", "How late the event loop comes to a timer", _SECONDS
         )
         self.writable = self._gauge("syncline_writable", "1 while writes are accepted, else 0")
+        self.upkeep_lease = self._gauge(
+            "syncline_upkeep_lease", "1 on the node that does what is done once for all nodes, else 0"
+        )
+        self.node_lag_seconds = self._gauge(
+            "syncline_node_lag_seconds",
+            "Age of the oldest commit that this node had not heard of when it last looked at the store",
+        )
         self.purged_tombstones = self._counter("syncline_purged_tombstones", "Tombstones dropped")
         self.expired_sessions = self._counter("syncline_expired_sessions", "Sessions rolled back by time")
         self.forgotten_requests = self._counter("syncline_forgotten_requests", "Request ids forgotten")

@@ -1,6 +1,7 @@
 """Which node does what is to be done once, and what nodes tell of each other."""
 
 import asyncio
+import urllib.request
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
@@ -179,14 +180,22 @@ async def nodes_at(wire, count):
             await asyncio.sleep(0.02)
 
 
+def _metrics(address):
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
 async def test_a_server_alone_is_a_node_too(tmp_path):
-    async with house(tmp_path, listen=f"127.0.0.1:0,unix:{tmp_path}/s") as alone:
+    async with house(tmp_path, listen=f"127.0.0.1:0,unix:{tmp_path}/s", http="127.0.0.1:0") as alone:
         (told,) = await nodes_at(alone.wire, 1)
         port = alone.server.addresses[0].rpartition(":")[2]
         assert list(told.addresses) == list(alone.server.addresses)
         assert told.name.endswith(f":{port}")
         assert (told.version, told.silent, told.this_node) == (version("syncline"), False, True)
         assert told.lag.ToMicroseconds() == 0
+        metrics = await asyncio.to_thread(_metrics, alone.server.http)
+        assert "\nsyncline_upkeep_lease 1.0\n" in metrics
+        assert "\nsyncline_node_lag_seconds 0.0\n" in metrics
         assert 0 <= told.report_time.ToMicroseconds() - told.start_time.ToMicroseconds() < 60_000_000
         reader = await alone.wire.make_key("READ", datasets=["*"])
         refused = await reader.refused(reader.server.ListNodes, pb.ListNodesRequest())
