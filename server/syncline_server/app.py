@@ -168,15 +168,14 @@ async def running(
         stack.push_async_callback(_flush_keys, keys)
         limits = _limits(settings)
         catalog = Catalog(store, notifier, clock, record_id_rule=record_id_rule(limits))
-        liveness = Liveness(store, clock, keep_alive_seconds=settings.checkpoint_seconds)
+        alone = not settings.store_address
+        liveness = Liveness(store, clock, keep_alive_seconds=settings.checkpoint_seconds, alone=alone)
         committer = Committer(
             store,
             notifier,
             max_queue_bytes=settings.queue_bytes,
             observe=_each(group_observer(metrics), liveness.observe),
         )
-        metrics.queue_commits.set_function(lambda: committer.queued_commits)
-        metrics.queue_bytes.set_function(lambda: committer.queued_bytes)
         writes = AsyncExitStack()
         stack.push_async_callback(writes.aclose)
         await writes.enter_async_context(committer.running())
@@ -192,8 +191,7 @@ async def running(
             ),
             opened=liveness.opened,
         )
-        metrics.producer_streams.set_function(lambda: len(producer_streams))
-        metrics.producer_backlog_bytes.set_function(lambda: producer_streams.backlog_bytes)
+        _measure(metrics, committer, producer_streams)
         sessions = Sessions(write_path, store, committer, clock, _session_settings(settings))
 
         lookout = Lookout(store, catalog, notifier, metrics)
@@ -283,11 +281,10 @@ async def _following(
     metrics: Metrics,
 ) -> AsyncIterator[Feed]:
     """The feed; where other nodes may commit, with somebody who looks what they did."""
-    alone = not settings.store_address
     encoder, feed_settings = ProtobufEncoder(), _feed_settings(settings)
-    feed = Feed(store, notifier, store.clock, encoder, feed_settings, metrics, alone=alone)
+    feed = Feed(store, notifier, store.clock, encoder, feed_settings, metrics, alone=settings.is_alone)
     async with feed.run():
-        if alone:
+        if settings.is_alone:
             yield feed
             return
         lookout.tell(noticed=feed.notice)
@@ -350,6 +347,14 @@ async def renew_admin_key(settings: Settings, clock: Clock | None = None) -> Non
     """Make another admin key; in an SQLite file only while no server has it open. Raises StoreRefused."""
     async with open_store(settings.store_address, settings.database, clock=clock or SystemClock()) as store:
         await make_admin_key(store, settings.admin_key)
+
+
+def _measure(metrics: Metrics, committer: Committer, producer_streams: ProducerStreams) -> None:
+    """Have gauges read what waits."""
+    metrics.queue_commits.set_function(lambda: committer.queued_commits)
+    metrics.queue_bytes.set_function(lambda: committer.queued_bytes)
+    metrics.producer_streams.set_function(lambda: len(producer_streams))
+    metrics.producer_backlog_bytes.set_function(lambda: producer_streams.backlog_bytes)
 
 
 def _each(*observers: GroupObserver) -> GroupObserver:

@@ -346,6 +346,11 @@ class Settings(BaseSettings):
         return self.store.get_secret_value()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether no other node can have the store open."""
+        return not self.store_address
+
+    @property
     def database(self) -> Path:
         """File of the embedded store."""
         return self.data / "syncline.db"

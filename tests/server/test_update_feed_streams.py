@@ -4,7 +4,6 @@ import asyncio
 import gc
 import tracemalloc
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import pytest
 
@@ -37,10 +36,10 @@ class Datasets:
     def __init__(self):
         self.datasets = {}
 
-    async def dataset(self, dataset_id):
+    async def use(self, dataset_id, work, *, incarnation):
         if dataset_id not in self.datasets:
             raise NotFound("DATASET_NOT_FOUND", dataset_id)
-        return SimpleNamespace(dataset=self.datasets[dataset_id])
+        return await work(self.datasets[dataset_id])
 
 
 class Uptake:

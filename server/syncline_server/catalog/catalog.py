@@ -1,8 +1,9 @@
 """Datasets and their sources: settings, and what is made of them once and used for every call.
 
 What a call needs of them is cached. A change made through this process drops the entry at once; one made by
-another node is seen after MAX_AGE_SECONDS, and until then the store refuses commits that were checked against
-old settings (DATASET_CHANGED), so that the cache decides about speed and never about what is so.
+another node is seen after MAX_AGE_SECONDS at the latest. Until then the store refuses commits that were checked against
+old settings (DATASET_CHANGED), and an answer that would be "not there" or "not allowed" by a cached entry is given only
+after the store was asked. So the cache decides about speed and never about what is so.
 """
 
 import json
@@ -86,11 +87,13 @@ class Catalog:
 
     # -- what calls need ----------------------------------------------------------------------------------
 
-    async def dataset(self, dataset_id: str) -> OpenDataset:
-        """The dataset as calls need it. Raises NotFound(DATASET_NOT_FOUND)."""
+    async def dataset(self, dataset_id: str, *, incarnation: bytes = b"") -> OpenDataset:
+        """The dataset as calls need it; ``incarnation``: the caller knows it by. Raises NotFound(DATASET_NOT_FOUND)."""
         entry = self._datasets.get(dataset_id)
         if entry is not None and self._clock.monotonic() < entry.fresh_until:
-            return cast("OpenDataset", entry.value)
+            fresh = cast("OpenDataset", entry.value)
+            if not incarnation or incarnation == fresh.dataset.incarnation:
+                return fresh
         forgotten = self._forgotten
         try:
             dataset = await self._store.get_dataset(dataset_id)
@@ -103,10 +106,32 @@ class Catalog:
         self._keep(self._datasets, dataset_id, opened, forgotten)
         return opened
 
-    async def source(self, dataset_id: str, source_id: str) -> Source:
-        """The source as calls need it. Raises NotFound(DATASET_NOT_FOUND, SOURCE_NOT_FOUND)."""
+    async def use(
+        self, dataset_id: str, work: Callable[[Dataset], Awaitable[T]], *, incarnation: bytes = b""
+    ) -> T:
+        """Do ``work`` with the dataset; when it is not there, with the one that another node has made in its place.
+
+        Raises what ``work`` raises, NotFound(DATASET_NOT_FOUND).
+        """
+        opened = await self.dataset(dataset_id, incarnation=incarnation)
+        try:
+            return await work(opened.dataset)
+        except NotFound as error:
+            if error.reason != "DATASET_NOT_FOUND":
+                raise
+            self.forget(dataset_id)
+            again = await self.dataset(dataset_id)
+            if again.dataset.number == opened.dataset.number:
+                raise
+        return await work(again.dataset)
+
+    async def source(self, dataset_id: str, source_id: str, *, afresh: bool = False) -> Source:
+        """The source as calls need it; ``afresh``: as it is in the store now.
+
+        Raises NotFound(DATASET_NOT_FOUND, SOURCE_NOT_FOUND).
+        """
         entry = self._sources.get((dataset_id, source_id))
-        if entry is not None and self._clock.monotonic() < entry.fresh_until:
+        if entry is not None and not afresh and self._clock.monotonic() < entry.fresh_until:
             return cast("Source", entry.value)
         forgotten = self._forgotten
         source = await self._store.get_source(dataset_id, source_id)

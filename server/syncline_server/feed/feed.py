@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, Protocol
 
 from syncline_server.clock import Clock
@@ -267,9 +268,20 @@ class Feed:
         info = self._store.info
         return tokens.decode(token, store_id=info.store_id, secret=info.token_secret)
 
+    def incarnation(self, token: bytes) -> bytes:
+        """What the holder of a token knows the dataset by; empty: nothing. Raises InvalidArgument(TOKEN_INVALID)."""
+        position = self.decode(token)
+        return b"" if position is None else position.origin.incarnation
+
     def follows(self, dataset_number: int) -> bool:
-        """Whether every commit to the dataset is heard, so that its head is known."""
-        return self._channels.follows(dataset_number)
+        """Whether every commit to the dataset is heard at once, so that its head is known."""
+        return self._tailer is None and self._channels.follows(dataset_number)
+
+    async def present(self, dataset: Dataset) -> Dataset:
+        """The dataset with its head of now, if that is not known. Raises NotFound(DATASET_NOT_FOUND)."""
+        if self._tailer is None:
+            return dataset
+        return replace(dataset, head=await self._store.read_head(dataset.number))
 
     async def learn_head(self, dataset: Dataset, selection: Selection | None = None) -> Head:
         """Read the head of a dataset, so that what waits for a revision knows. Raises NotFound(DATASET_NOT_FOUND)."""

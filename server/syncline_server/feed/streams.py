@@ -221,10 +221,15 @@ class FeedStream:
         if not self._principal.may_read(wanted.dataset_id):
             raise _forbidden(wanted.dataset_id)
         start = self._feed.decode(token)
-        dataset = (await self._catalog.dataset(wanted.dataset_id)).dataset
-        head = None
-        if wanted.from_now or wanted.min_revision or not self._feed.follows(dataset.number):
-            head = await self._feed.learn_head(dataset, wanted.selection)
+
+        async def learn(dataset: Dataset) -> tuple[Dataset, Head | None]:
+            if wanted.from_now or wanted.min_revision or not self._feed.follows(dataset.number):
+                return dataset, await self._feed.learn_head(dataset, wanted.selection)
+            return dataset, None
+
+        dataset, head = await self._catalog.use(
+            wanted.dataset_id, learn, incarnation=self._feed.incarnation(token)
+        )
         leg = Leg(
             self._outbox, delivery, wanted.dataset_id, self._encoder.address(wanted.subscription_id, "")
         )

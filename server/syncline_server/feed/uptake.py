@@ -144,7 +144,12 @@ class Uptake:
         since_us = self._clock.now_us() - self._expiry_us
         stored = await self._store.list_replicas(dataset_number, reported_since_us=since_us)
         known = {replica.replica_id: replica for replica in stored}
-        known.update((n[1], replica) for n, replica in self._heard.items() if n[0] == dataset_number)
+        for (number, replica_id), heard in self._heard.items():
+            # It may have gone over to another node, and this one not have noticed yet.
+            if number == dataset_number and (
+                replica_id not in known or known[replica_id].report_time_us <= heard.report_time_us
+            ):
+                known[replica_id] = heard
         return sorted(known.values(), key=lambda replica: (replica.revision, replica.replica_id))
 
     async def holding(self, dataset_number: int) -> Replica | None:

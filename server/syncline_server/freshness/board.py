@@ -108,17 +108,30 @@ class Board:
         self._changed.add(producer.number)
         self._plan(producer.number, watched)
 
-    def hear(self, number: int, *, last_sequence: int, received_us: int, now_us: int) -> None:
-        """A reading became durable: at ``now_us``, which the wall clock calls ``received_us``."""
+    def hear(
+        self,
+        number: int,
+        *,
+        last_sequence: int,
+        received_us: int,
+        now_us: int,
+        sign_us: int | None = None,
+    ) -> None:
+        """A reading became durable: at ``sign_us`` (None: now), which the wall clock calls ``received_us``."""
         watched = self._watched.get(number)
         if watched is None:
             return
-        watched.sign_us = now_us
+        watched.sign_us = now_us if sign_us is None else sign_us
         watched.producer = replace(
             watched.producer, last_sequence=last_sequence, last_received_us=received_us
         )
         if watched.verdict.state is not ProducerState.ALIVE:
             self._look(number, watched, now_us)
+
+    def received_us(self, number: int) -> int | None:
+        """When the newest reading known of a producer was received, on the wall clock; None: there is none."""
+        watched = self._watched.get(number)
+        return None if watched is None else watched.producer.last_received_us
 
     def expect(self, source_number: int, expect_every_us: int | None, *, now_us: int) -> None:
         """The setting of a source changed."""

@@ -1,7 +1,8 @@
 """Liveness of producers: told from stored facts, and followed while somebody watches.
 
 A dataset that is watched has a ``Board``, filled from the store once and moved on by what this process commits; one
-timer for each such dataset waits for the next producer that may become late. Nobody asks the store again.
+timer for each such dataset waits for the next producer that may become late. Nobody asks the store again, unless other
+nodes hear of producers too: then it is asked every second or so for as long as somebody watches.
 """
 
 import asyncio
@@ -10,14 +11,22 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from syncline_server.clock import Clock
 from syncline_server.errors import NotFound, SynclineError
 from syncline_server.freshness.board import Board, Standing, judge, standing_of
 from syncline_server.model import Commit, Dataset, Producer, Source
 from syncline_server.store.abc import GroupResult, Store
 
+_log = structlog.get_logger()
+
 PAGE_PRODUCERS: Final = 1_000
 """Read from the store, and told, at once."""
+FOLLOW_SECONDS: Final = 1.0
+"""How often the store is asked what other nodes have heard."""
+FOLLOW_SHARE: Final = 20
+"""Of the time, so great a part at most is spent on asking: many producers are asked for less often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,7 @@ class _Watch:
     gone_sources: set[int] = field(default_factory=set)
     gone_producers: set[int] = field(default_factory=set)
     filled: "asyncio.Task[None] | None" = None
+    follower: "asyncio.Task[None] | None" = None
     timer: asyncio.TimerHandle | None = None
     error: SynclineError | None = None
 
@@ -66,7 +76,9 @@ class _Watch:
 class Liveness:
     """Knows which producers are heard from."""
 
-    def __init__(self, store: Store, clock: Clock, *, keep_alive_seconds: float) -> None:
+    def __init__(self, store: Store, clock: Clock, *, keep_alive_seconds: float, alone: bool = True) -> None:
+        """``alone``: nobody else commits to the store."""
+        self._alone = alone
         self._store = store
         self._clock = clock
         self._keep_alive_seconds = keep_alive_seconds
@@ -167,6 +179,8 @@ class Liveness:
             if watch.filled is None:
                 watch.filled = asyncio.create_task(self._fill(watch, dataset))
             await asyncio.shield(watch.filled)
+            if watch.follower is None and not self._alone:
+                watch.follower = asyncio.create_task(self._keep_following(watch, dataset))
             numbers = watch.board.numbers()
             watcher.changed.clear()  # what was read just now is told as it is
             watcher.deleted.clear()
@@ -209,9 +223,11 @@ class Liveness:
     def _sign_us(self, producer: Producer) -> int:
         """Steady time of the last sign of life; what is older than this process stands as it was stored."""
         sign = self._signs.get(producer.number)
-        if sign is not None:
+        received_us = producer.last_received_us
+        if sign is not None and (self._alone or received_us is None or received_us <= sign.received_us):
             return sign.steady_us
-        return producer.create_time_us if producer.last_received_us is None else producer.last_received_us
+        told_us = producer.create_time_us if received_us is None else received_us
+        return told_us if self._alone else self._steady_us() - (self._clock.now_us() - told_us)
 
     async def _fill(self, watch: _Watch, dataset: Dataset) -> None:
         after = ""
@@ -230,6 +246,62 @@ class Liveness:
             for producer in producers:
                 self._put(watch, producer)
             after = producers[-1].producer_id
+
+    # -- what other nodes hear ----------------------------------------------------------------------------
+
+    async def _keep_following(self, watch: _Watch, dataset: Dataset) -> None:
+        took_seconds = 0.0
+        while self._watches.get(dataset.number) is watch:
+            await asyncio.sleep(max(FOLLOW_SECONDS, took_seconds * FOLLOW_SHARE))
+            begun = self._clock.monotonic()
+            try:
+                await self._follow(watch, dataset)
+            except NotFound:
+                self.dataset_deleted(dataset.number)
+            except SynclineError as error:
+                _log.warning("upkeep.failed", task="liveness", reason=error.reason, message=error.message)
+            took_seconds = self._clock.monotonic() - begun
+
+    async def _follow(self, watch: _Watch, dataset: Dataset) -> None:
+        """Bring the board to what the store has. Raises NotFound when the dataset was deleted or replaced."""
+        before = set(watch.board.numbers())
+        sources_before = set(watch.expect_every_us)
+        after = ""
+        while sources := await self._store.list_sources(
+            dataset.dataset_id, after=after, limit=PAGE_PRODUCERS
+        ):
+            for source in sources:
+                if source.dataset_number != dataset.number:
+                    raise NotFound("DATASET_NOT_FOUND", "the dataset was replaced")
+                sources_before.discard(source.number)
+                if watch.expect_every_us.get(source.number, 0) != source.expect_every_us:
+                    self.source_changed(source)
+                before -= await self._follow_source(watch, source)
+            after = sources[-1].source_id
+        watch.gone_sources |= sources_before
+        watch.gone_producers |= before
+        watch.board.remove(before)
+        self._tell(watch)
+
+    async def _follow_source(self, watch: _Watch, source: Source) -> set[int]:
+        """Numbers of the producers that are there."""
+        found: set[int] = set()
+        after = ""
+        while producers := await self._store.list_producers(source.number, after=after, limit=PAGE_PRODUCERS):
+            for producer in producers:
+                found.add(producer.number)
+                self._put(watch, producer)
+                received_us, known_us = producer.last_received_us, watch.board.received_us(producer.number)
+                if received_us is not None and (known_us is None or received_us > known_us):
+                    watch.board.hear(
+                        producer.number,
+                        last_sequence=producer.last_sequence,
+                        received_us=received_us,
+                        now_us=self._steady_us(),
+                        sign_us=self._sign_us(producer),
+                    )
+            after = producers[-1].producer_id
+        return found
 
     def _put(self, watch: _Watch, producer: Producer) -> None:
         if producer.number in watch.gone_producers or producer.source_number in watch.gone_sources:
@@ -280,8 +352,9 @@ class Liveness:
                 del self._watches[dataset_number]
             if watch.timer is not None:
                 watch.timer.cancel()
-            if watch.filled is not None:
-                watch.filled.cancel()
+            for task in (watch.filled, watch.follower):
+                if task is not None:
+                    task.cancel()
 
 
 def _standings(board: Board, numbers: Sequence[int]) -> list[Standing]:

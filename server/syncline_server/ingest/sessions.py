@@ -6,10 +6,10 @@ same time: a call that names its ``sequence`` waits for its predecessor to be ha
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from syncline_server.clock import Clock
 from syncline_server.errors import InvalidArgument, ResourceExhausted, SynclineError
@@ -38,8 +38,12 @@ from syncline_server.model import (
 )
 from syncline_server.store.abc import Store
 
+T = TypeVar("T")
+
 PREDECESSOR_WAIT_SECONDS: Final = 5.0
 """How long a call waits for the one before it; calls sent together arrive within milliseconds."""
+PREDECESSOR_LOOK_SECONDS: Final = 0.1
+"""How often it looks whether that one came to another node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,10 +152,30 @@ class Sessions:
     ) -> WriteReport:
         """Carry out one action of a session. Raises as WritePath.write does, SESSION_INVALID, SEQUENCE_GAP."""
         check_may_push(principal, dataset_id, source_id)
+
+        async def write() -> WriteReport:
+            return await self._write(
+                principal, dataset_id, source_id, session_id, action, sequence, identity, dry=validate_only
+            )
+
+        return await self._twice(dataset_id, write)
+
+    async def _write(
+        self,
+        principal: Principal,
+        dataset_id: str,
+        source_id: str,
+        session_id: str,
+        action: Action,
+        sequence: int,
+        identity: RequestIdentity | None,
+        *,
+        dry: bool,
+    ) -> WriteReport:
         target = await self._write_path.target(principal, dataset_id, source_id)
         line = await self._line(session_id, target)
-        prepared = await self._write_path.prepare(target, action, report_violations=validate_only)
-        if validate_only:
+        prepared = await self._write_path.prepare(target, action, report_violations=dry)
+        if dry:
             return _staged(prepared, calls=line.session.calls)
         try:
             async with self._turn(line, sequence):
@@ -180,12 +204,41 @@ class Sessions:
         Aborted(SESSION_CONFLICT), after which the session is still open.
         """
         check_may_push(principal, dataset_id, source_id)
+
+        async def close() -> CommitResult:
+            return await self._close(
+                principal, dataset_id, source_id, session_id, commit, calls, identity, dry=validate_only
+            )
+
+        return await self._twice(dataset_id, close)
+
+    async def _twice(self, dataset_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it again when it was refused because what was cached of the dataset is old."""
+        try:
+            return await work()
+        except SynclineError as error:
+            if not self._write_path.forget_stale(error, dataset_id):
+                raise
+        return await work()
+
+    async def _close(
+        self,
+        principal: Principal,
+        dataset_id: str,
+        source_id: str,
+        session_id: str,
+        commit: bool,
+        calls: int | None,
+        identity: RequestIdentity | None,
+        *,
+        dry: bool,
+    ) -> CommitResult:
         target = await self._write_path.target(principal, dataset_id, source_id)
         if identity is not None and (answer := await self._store.find_answer(identity)) is not None:
             return answer
         session = (await self._line(session_id, target)).session
         if not commit or session.mode is SessionMode.STREAM:
-            return await self._end(target, session_id, identity, validate_only=validate_only)
+            return await self._end(target, session_id, identity, validate_only=dry)
         if calls is None:
             raise InvalidArgument(
                 "INVALID_REQUEST",
@@ -205,12 +258,12 @@ class Sessions:
                     guard=None if session.allow_mass_delete else self._settings.guard,
                 ),
                 reason=Reason.SESSION,
-                dry_run=validate_only,
-                identity=None if validate_only else identity,
+                dry_run=dry,
+                identity=None if dry else identity,
                 key_id=principal.key_id,
             )
         )
-        if not validate_only:
+        if not dry:
             self._lines.pop(session_id, None)
         return result
 
@@ -247,10 +300,17 @@ class Sessions:
         A predecessor that was refused never comes; the store then tells which one it expects.
         """
         async with line.moved:
-            if sequence > line.next:
+            until = self._clock.monotonic() + PREDECESSOR_WAIT_SECONDS
+            while sequence > line.next and self._clock.monotonic() < until:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(PREDECESSOR_WAIT_SECONDS):
+                    async with asyncio.timeout(min(PREDECESSOR_LOOK_SECONDS, PREDECESSOR_WAIT_SECONDS)):
                         await line.moved.wait_for(lambda: sequence <= line.next)
+                if sequence > line.next:
+                    session = line.session
+                    found = await self._store.get_session(
+                        session.session_id, source_number=session.source_number
+                    )
+                    line.next = max(line.next, found.calls + 1)
             yield
             line.next = max(line.next, sequence + 1) if sequence else line.next + 1
             line.moved.notify_all()

@@ -18,6 +18,7 @@ from syncline_server.errors import (
     PermissionDenied,
     SynclineError,
 )
+from syncline_server.ids import UuidSequence
 from syncline_server.ingest.committer import Committer
 from syncline_server.ingest.records import CheckedRecords, Limits, RecordReader
 from syncline_server.model import (
@@ -37,6 +38,10 @@ from syncline_server.store.abc import Store
 
 COMMIT_OVERHEAD_BYTES: Final = 500
 """What a commit weighs beside its data."""
+
+
+_STALE: Final = frozenset({"DATASET_CHANGED", "DATASET_NOT_FOUND", "SOURCE_NOT_FOUND", "SOURCE_DISABLED"})
+"""Reasons of the store that may say no more than that what is cached is old."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,7 @@ class WritePath:
         self._store = store
         self._committer = committer
         self._limits = limits
+        self._uuids = UuidSequence(store.clock.now_us)
         self._readers: dict[int, tuple[OpenDataset, RecordReader]] = {}
 
     async def write(
@@ -159,29 +165,34 @@ class WritePath:
         are reported instead of raised.
         """
         check_may_push(principal, dataset_id, source_id)
-        try:
-            target = await self.target(principal, dataset_id, source_id)
-            prepared = await self.prepare(target, action, report_violations=validate_only)
-            result = await self._committer.commit(
-                Commit(
-                    dataset_number=target.opened.dataset.number,
-                    generation=target.opened.dataset.generation,
-                    source_number=target.source.number,
-                    write=prepared.write,
-                    partial=validate_only or (isinstance(action, Upsert) and action.partial),
-                    dry_run=validate_only,
-                    identity=None if validate_only else identity,
-                    key_id=principal.key_id,
-                    size_bytes=prepared.size_bytes,
+        again = False
+        while True:
+            try:
+                target = await self.target(principal, dataset_id, source_id)
+                prepared = await self.prepare(target, action, report_violations=validate_only)
+                result = await self._committer.commit(
+                    Commit(
+                        dataset_number=target.opened.dataset.number,
+                        generation=target.opened.dataset.generation,
+                        source_number=target.source.number,
+                        write=prepared.write,
+                        partial=validate_only or (isinstance(action, Upsert) and action.partial),
+                        dry_run=validate_only,
+                        identity=None if validate_only else identity,
+                        key_id=principal.key_id,
+                        size_bytes=prepared.size_bytes,
+                    )
                 )
-            )
-        except SynclineError as error:
-            self._forget_stale(error, dataset_id)
-            report = await self._first_answer(dataset_id, source_id, action, identity, error)
-            if report is None:
-                raise
-            return report
-        return prepared.report(result)
+            except SynclineError as error:
+                stale = self.forget_stale(error, dataset_id)
+                report = await self._first_answer(dataset_id, source_id, action, identity, error)
+                if report is not None:
+                    return report
+                if again or not stale:
+                    raise
+                again = True
+            else:
+                return prepared.report(result)
 
     async def target(self, principal: Principal, dataset_id: str, source_id: str) -> Target:
         """Find the source and what checks its records.
@@ -190,6 +201,9 @@ class WritePath:
         """
         opened = await self._catalog.dataset(dataset_id)
         source = await self._catalog.source(dataset_id, source_id)
+        another = principal.source is not None and principal.source_number != source.number
+        if another or source.disabled:  # if the store says so too
+            source = await self._catalog.source(dataset_id, source_id, afresh=True)
         if principal.source is not None and principal.source_number != source.number:
             raise _not_allowed(dataset_id, source_id)  # a source made again under the name is another one
         if source.disabled:
@@ -256,14 +270,18 @@ class WritePath:
         if cached is not None and cached[0] is opened:
             return cached[1]
         dataset = opened.dataset
-        reader = RecordReader(dataset.identity, dataset.record_scope, opened.schema, self._limits)
+        reader = RecordReader(
+            dataset.identity, dataset.record_scope, opened.schema, self._limits, uuids=self._uuids
+        )
         self._readers[dataset.number] = (opened, reader)
         return reader
 
-    def _forget_stale(self, error: SynclineError, dataset_id: str) -> None:
-        """Drop cached settings that the store has just called outdated, so that the next try sees new ones."""
-        if error.reason in {"DATASET_CHANGED", "DATASET_NOT_FOUND", "SOURCE_NOT_FOUND", "SOURCE_DISABLED"}:
+    def forget_stale(self, error: SynclineError, dataset_id: str) -> bool:
+        """Drop cached settings when the store has just called them outdated; whether the next try sees new ones."""
+        stale = error.reason in _STALE
+        if stale:
             self._catalog.forget(dataset_id)
+        return stale
 
     async def _first_answer(
         self,

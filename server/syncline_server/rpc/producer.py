@@ -97,8 +97,8 @@ class ProducerService(ProducerServiceServicer):
         problems.raise_any()
         check_may_read(caller(), dataset_id)
         allow_while(lambda principal: principal.may_read(dataset_id))
-        opened = await self._catalog.dataset(dataset_id)
-        async with aclosing(self._liveness.watch(opened.dataset)) as messages:
+        dataset = await self._catalog.get_dataset(dataset_id)
+        async with aclosing(self._liveness.watch(dataset)) as messages:
             async for told in messages:
                 yield _told_out(told)
         raise Unavailable(

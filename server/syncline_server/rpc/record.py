@@ -38,12 +38,14 @@ class RecordService(RecordServiceServicer):
         check_revision(request.min_revision, problems)
         problems.raise_any()
         check_may_read(caller(), dataset_id)
-        opened = await self._catalog.dataset(dataset_id)
-        record = await self._records.get(
-            opened.dataset,
-            request.record_id,
-            min_revision=request.min_revision,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        record = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._records.get(
+                dataset,
+                request.record_id,
+                min_revision=request.min_revision,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+            ),
         )
         return pb.GetRecordResponse(record=_record_out(dataset_id, record))
 
@@ -57,13 +59,15 @@ class RecordService(RecordServiceServicer):
         problems.raise_any()
         selection = parse_selection("", request.read_mask.paths)
         check_may_read(caller(), dataset_id)
-        opened = await self._catalog.dataset(dataset_id)
-        batch = await self._records.batch_get(
-            opened.dataset,
-            list(request.record_ids),
-            selection=selection,
-            min_revision=request.min_revision,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        batch = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._records.batch_get(
+                dataset,
+                list(request.record_ids),
+                selection=selection,
+                min_revision=request.min_revision,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+            ),
         )
         return pb.BatchGetRecordsResponse(
             records=[_record_out(dataset_id, record) for record in batch.records],
@@ -82,14 +86,16 @@ class RecordService(RecordServiceServicer):
         problems.raise_any()
         selection = parse_selection(request.filter, request.read_mask.paths)
         check_may_read(caller(), dataset_id)
-        opened = await self._catalog.dataset(dataset_id)
-        page = await self._records.list(
-            opened.dataset,
-            page_size=request.page_size,
-            page_token=request.page_token,
-            selection=selection,
-            min_revision=request.min_revision,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        page = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._records.list(
+                dataset,
+                page_size=request.page_size,
+                page_token=request.page_token,
+                selection=selection,
+                min_revision=request.min_revision,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+            ),
         )
         return pb.ListRecordsResponse(
             records=[_record_out(dataset_id, record) for record in page.records],

@@ -60,13 +60,15 @@ class ReplicaMethods:
             problems.add("page_size", "must not be negative")
         problems.raise_any()
         _check_may_ask(caller(), dataset_id)
-        opened = await self._catalog.dataset(dataset_id)
-        report = await self._uptake.get(
-            opened.dataset,
-            request.revision,
-            wait_ratio=request.wait_ratio,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
-            limit=min(request.page_size or _DEFAULT_REPLICAS, _MAX_REPLICAS),
+        report = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._uptake.get(
+                dataset,
+                request.revision,
+                wait_ratio=request.wait_ratio,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+                limit=min(request.page_size or _DEFAULT_REPLICAS, _MAX_REPLICAS),
+            ),
         )
         return pb.GetUptakeResponse(
             revision=report.revision,
@@ -85,10 +87,10 @@ class ReplicaMethods:
         problems.raise_any()
         if caller().role is not Role.ADMIN:
             raise PermissionDenied("PERMISSION_DENIED", "this needs an ADMIN key")
-        opened = await self._catalog.dataset(dataset_id)
+        dataset = await self._catalog.get_dataset(dataset_id)
         if not request.validate_only:
-            await self._store.delete_replica(opened.dataset.number, request.replica_id, identity=identity)
-            self._uptake.dropped(opened.dataset.number, request.replica_id)
+            await self._store.delete_replica(dataset.number, request.replica_id, identity=identity)
+            self._uptake.dropped(dataset.number, request.replica_id)
         return pb.DeleteReplicaResponse()
 
     async def digest_ranges(self, request: pb.DigestRangesRequest, context: Any) -> pb.DigestRangesResponse:
@@ -103,14 +105,16 @@ class ReplicaMethods:
         problems.raise_any()
         check_may_read(caller(), dataset_id)
         selection = parse_selection(request.filter, request.read_mask.paths)
-        opened = await self._catalog.dataset(dataset_id)
-        cut, revision = await self._digests.ranges(
-            opened.dataset,
-            ranges,
-            selection=selection,
-            parts=request.parts or DEFAULT_PARTS,
-            min_revision=request.min_revision,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        cut, revision = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._digests.ranges(
+                dataset,
+                ranges,
+                selection=selection,
+                parts=request.parts or DEFAULT_PARTS,
+                min_revision=request.min_revision,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+            ),
         )
         parts: list[Part] = [part for span in cut for part in span]
         return pb.DigestRangesResponse(

@@ -53,14 +53,17 @@ class SyncService(SyncServiceServicer):
         problems.raise_any()
         check_may_read(caller(), dataset_id)
         selection = parse_selection(request.filter, request.read_mask.paths)
-        opened = await self._catalog.dataset(dataset_id)
-        events, token = await self._feed.sync(
-            opened.dataset,
-            request.token,
-            selection=selection,
-            min_revision=request.min_revision,
-            page_size=request.page_size,
-            timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+        events, token = await self._catalog.use(
+            dataset_id,
+            lambda dataset: self._feed.sync(
+                dataset,
+                request.token,
+                selection=selection,
+                min_revision=request.min_revision,
+                page_size=request.page_size,
+                timeout_seconds=wait_seconds(context, longest_seconds=self._revision_wait_seconds),
+            ),
+            incarnation=self._feed.incarnation(request.token),
         )
         # Joined bytes are joined messages, and the field of the events is the feed's.
         return events + pb.SyncResponse(token=token).SerializeToString()
@@ -77,9 +80,11 @@ class SyncService(SyncServiceServicer):
         check_may_read(caller(), dataset_id)
         selection = parse_selection(request.filter, request.read_mask.paths)
         allow_while(lambda principal: principal.may_read(dataset_id))
-        opened = await self._catalog.dataset(dataset_id)
+        dataset = await self._catalog.use(
+            dataset_id, self._feed.present, incarnation=self._feed.incarnation(request.token)
+        )
         frames = self._feed.subscribe(
-            opened.dataset,
+            dataset,
             selection=selection,
             token=request.token,
             from_now=request.from_now,
