@@ -109,11 +109,19 @@ def keep_alive(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def single_connection(dsn: str) -> AsyncIterator[Connection]:
+async def single_connection(dsn: str, settings: Mapping[str, str] = SETTINGS) -> AsyncIterator[Connection]:
     """One connection outside of a pool, for the tools. Raises StoreRefused when there is none to be had."""
     try:
-        connection = await asyncpg.connect(dsn, server_settings=dict(SETTINGS))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
+        connection = await asyncpg.connect(dsn, server_settings=dict(settings))
+    except asyncpg.ClientConfigurationError as error:
+        raise StoreRefused(f"the address of the database is wrong: {error}") from error
+    except ValueError:
+        # The words of the parser can hold parts of the address, so of the password.
+        raise StoreRefused(
+            "the address of the database cannot be read: postgresql://USER@HOST:PORT/DATABASE, special characters "
+            "as %XX; give the password by PGPASSWORD or ~/.pgpass"
+        ) from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise StoreRefused(f"the database cannot be reached: {error}") from error
     try:
         yield connection

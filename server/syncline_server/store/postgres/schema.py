@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from syncline_server.store.abc import StoreInfo
+from syncline_server.store.abc import StoreInfo, StoreRefused
 from syncline_server.store.migrate import Migration, load_migrations, pending
 from syncline_server.store.postgres.clock import NOW_US
 from syncline_server.store.postgres.connection import SCHEMA, Connection, Place
@@ -12,16 +12,26 @@ PACKAGE: Final = "syncline_server.store.postgres.migrations"
 
 _ADVISORY_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('syncline.schema', 0))"
 _NO_LIMITS: Final = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"
-_CREATE_TABLE: Final = f"""
-CREATE SCHEMA IF NOT EXISTS {SCHEMA};
-CREATE TABLE IF NOT EXISTS {SCHEMA}.schema_migration (
+INCOMING: Final = SCHEMA + "_incoming"
+"""A store that is being copied to here, until it is complete."""
+MOVED: Final = SCHEMA + "_moved_"
+"""What the schema of a store that was copied elsewhere begins with; the time follows."""
+
+_CREATE_TABLE: Final = """
+CREATE SCHEMA IF NOT EXISTS {schema};
+CREATE TABLE IF NOT EXISTS {schema}.schema_migration (
     version   bigint PRIMARY KEY,
     name      text NOT NULL,
     checksum  text NOT NULL,
     time_us   bigint NOT NULL
 )
 """
-_HAS_TABLE: Final = f"SELECT to_regclass('{SCHEMA}.schema_migration') IS NOT NULL"
+_HAS_TABLE: Final = "SELECT to_regclass('schema_migration') IS NOT NULL"
+_OTHER_STATES: Final = f"""
+SELECT nspname, obj_description(oid, 'pg_namespace') FROM pg_namespace
+WHERE nspname = '{INCOMING}' OR starts_with(nspname, '{MOVED}')
+ORDER BY nspname <> '{INCOMING}', nspname DESC LIMIT 1
+"""
 _APPLIED: Final = "SELECT version, checksum FROM schema_migration"
 _NOTE: Final = "INSERT INTO schema_migration (version, name, checksum, time_us) VALUES ($1, $2, $3, $4)"
 
@@ -40,10 +50,27 @@ async def missing_migrations(connection: Connection) -> Sequence[Migration]:
     return pending(load_migrations(PACKAGE), {row[0]: row[1] for row in rows})
 
 
-async def migrate(connection: Connection, *, dry_run: bool = False) -> Sequence[str]:
+async def refuse_other_states(connection: Connection) -> None:
+    """Raise StoreRefused where a store was moved away from, or is not complete yet; an empty one would be made there."""
+    found = await connection.fetchrow(_OTHER_STATES)
+    if found is None or await connection.fetchval(_HAS_TABLE):
+        return
+    schema, comment = found
+    if schema == INCOMING:
+        raise StoreRefused(
+            f"schema {schema} is the unfinished copy of a store: run syncline-server copy again, or drop it"
+        )
+    raise StoreRefused(
+        f"the store was moved away from this database (schema {schema}: {comment}): give the address of the new one; "
+        "to make an empty store here, rename or drop that schema first"
+    )
+
+
+async def migrate(connection: Connection, *, schema: str = SCHEMA, dry_run: bool = False) -> Sequence[str]:
     """Bring the schema up to date, in one transaction; the names of the steps that were (to be) done.
 
-    One node does it while others wait for the lock and find nothing left to do. Raises StoreRefused.
+    One node does it while others wait for the lock and find nothing left to do. ``schema`` must be the search path of
+    the connection. Raises StoreRefused.
     """
     missing = await missing_migrations(connection)
     if dry_run or not missing:
@@ -51,7 +78,9 @@ async def migrate(connection: Connection, *, dry_run: bool = False) -> Sequence[
     async with connection.transaction():
         await connection.execute(_NO_LIMITS)
         await connection.execute(_ADVISORY_LOCK)
-        await connection.execute(_CREATE_TABLE)
+        if schema == SCHEMA:
+            await refuse_other_states(connection)
+        await connection.execute(_CREATE_TABLE.format(schema=schema))
         missing = await missing_migrations(connection)
         for migration in missing:
             await connection.execute(migration.script)

@@ -14,6 +14,9 @@ _PASSING_CLASSES: Final = frozenset({"08", "40", "53", "57", "58"})
 _PASSING: Final = frozenset({"25006", "25P03", "25P04", "55P03"})
 """Read-only (a standby answers), idle or long transaction ended, a lock not to be had."""
 
+_GONE: Final = frozenset({"3F000", "42P01", "42883"})
+"""No such schema, table, function: every statement here knows those that there are."""
+
 
 def translate(error: Exception) -> SynclineError | None:
     """Our words for trouble of the server or of the way to it; None for what can only be a mistake in this program."""
@@ -23,6 +26,8 @@ def translate(error: Exception) -> SynclineError | None:
             return store_full(state)
         if state in _PASSING or state[:2] in _PASSING_CLASSES:
             return store_unavailable(f"{state}: {error}")
+        if state in _GONE:
+            return store_unavailable("this store was moved, or its schema is gone: go to the new one")
         return None
     if isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError):
         return store_unavailable(str(error) or type(error).__name__)

@@ -46,6 +46,16 @@ class StoreFiles:
         return self.database.with_name("staging")
 
     @property
+    def incoming(self) -> Path:
+        """A store that is being copied to here, until it is complete."""
+        return self.database.with_name(self.database.name + ".incoming")
+
+    @property
+    def moved(self) -> Path:
+        """The store that was here, until it was copied elsewhere."""
+        return self.database.with_name(self.database.name + ".moved")
+
+    @property
     def side_files(self) -> tuple[Path, Path]:
         """What SQLite keeps beside the database."""
         name = self.database.name
@@ -72,6 +82,21 @@ class StoreFiles:
         except OSError as error:
             raise StoreRefused(f"{directory} cannot be used for the store: {error}") from error
         sync_directory(directory)
+
+
+def refuse_other_states(files: StoreFiles) -> None:
+    """Raise StoreRefused where a store was moved away from, or is not complete yet; an empty one would be made there."""
+    if files.database.exists():
+        return
+    if files.incoming.exists():
+        raise StoreRefused(
+            f"{files.incoming} is the unfinished copy of a store: run syncline-server copy again, or remove it"
+        )
+    if files.moved.exists():
+        raise StoreRefused(
+            f"the store was moved away from here by syncline-server copy: give the address of the new one; "
+            f"to make an empty store here, move {files.moved} elsewhere first"
+        )
 
 
 def refuse_network_file_system(path: Path) -> None:

@@ -17,6 +17,7 @@ from syncline_server.store.sqlite.files import (
     exclusive_lock,
     load_ballast,
     refuse_network_file_system,
+    refuse_other_states,
 )
 from syncline_server.store.sqlite.readers import Readers
 from syncline_server.store.sqlite.schema import append_history, apply_migration, missing_migrations
@@ -60,6 +61,7 @@ async def _open(
     """Enter everything into the stack, in the order of dependence."""
     path = files.database
     refuse_network_file_system(path)
+    refuse_other_states(files)
     files.prepare()
     stack.enter_context(exclusive_lock(files))
     connection = await connect(path, WRITER, mode="rw")

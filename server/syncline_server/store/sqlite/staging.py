@@ -265,6 +265,25 @@ async def _close(staged: _Staged) -> None:
         await connection.close()
 
 
+def open_staged(directory: Path, session_id: str) -> sqlite3.Connection:
+    """The file of a session, made when it is not there, for tools; no server may have the store open."""
+    path = _path(directory, session_id)
+    _create_file(path)
+    connection = open_plain(path, STAGING, mode="rw")
+    _create_schema(connection)
+    return connection
+
+
+def remove_staged(directory: Path, session_id: str) -> None:
+    """Throw away what a session holds, for tools."""
+    _remove(_path(directory, session_id))
+
+
+def with_counts(directory: Path, session: Session) -> Session:
+    """The session with the counts of its file, for tools."""
+    return _with_counts(session, _path(directory, session.session_id))
+
+
 def _path(directory: Path, session_id: str) -> Path:
     if not _FILE_ID.fullmatch(session_id):
         raise ValueError(f"session id {session_id!r} cannot name a file")
