@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from support.frail_postgres import frail_postgres
+
 
 @pytest.fixture(scope="session", autouse=True)
 def started(shared_server):
@@ -18,3 +20,17 @@ def seed(record_property):
     record_property("seed", seed)
     print(f"SYNCLINE_TEST_SEED={seed}")
     return seed
+
+
+@pytest.fixture(scope="session")
+def frail_cluster():
+    """The files of a PostgreSQL cluster, for ``postgres``."""
+    with frail_postgres() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def postgres(frail_cluster):
+    """A PostgreSQL server of the test's own, which it may crash."""
+    async with frail_cluster.running():
+        yield frail_cluster

@@ -46,6 +46,15 @@ def sound() -> None:
 
 
 @server
+def short_leases() -> None:
+    """A lease lasts less than a node may be suspended in a test."""
+    from syncline_server import app, upkeep
+
+    upkeep.LEASE_SECONDS = 0.6
+    upkeep.EXTEND_SECONDS = app.upkeep.EXTEND_SECONDS = 0.2
+
+
+@server
 def announcements_are_lost() -> None:
     """One commit in three is not announced. Wake-ups are hints, so this breaks no promise."""
     from syncline_server.notify.local import LocalNotifier

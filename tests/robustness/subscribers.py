@@ -161,6 +161,8 @@ class FeedStream:
         self._open: set[int] = set()
         self._awaited: Counter[int] = Counter()
         """How often each was begun anew and not accepted yet: until then what comes is of the one before."""
+        self._over: set[int] = set()
+        """Those that ended by themselves on the present stream."""
 
     async def follow(self) -> None:
         """Follow until the run ends."""
@@ -179,6 +181,7 @@ class FeedStream:
                 self.views[number].note(last)
             self._open.clear()
             self._awaited.clear()
+            self._over.clear()
             await self.run.pause(self.rng, 0.1)
 
     async def _take(self, call: Any) -> None:
@@ -188,6 +191,10 @@ class FeedStream:
             actions: list[update_feed_pb2.FeedAction] = []
             for part in message.parts:
                 actions += self._note(part)
+            if self._over:
+                await self.run.pause(self.rng, 0.1)
+                actions += map(self._add, sorted(self._over))
+                self._over.clear()
             if not self.run.is_calm and self.rng.random() < 0.05:
                 actions.append(self._replace(self.rng.choice(list(self.views))))
             if actions:
@@ -221,6 +228,7 @@ class FeedStream:
         if part.HasField("error"):
             view.note(_ended_by(part))
             self._open.discard(number)
+            self._over.add(number)
             return
         frames = list(map(noted, part.events))
         view.note(*frames)

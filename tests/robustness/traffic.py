@@ -123,12 +123,13 @@ class Traffic:
         seed: int,
         crowd: Crowd | None = None,
         addresses: Sequence[str] = (),
+        recorder: Recorder | None = None,
         replica_directory: Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> AsyncIterator["Traffic"]:
         """Make the datasets, begin to record and to work; on leaving stop. ``finish`` judges.
 
-        ``addresses``: those of the proxy, or of the nodes, that the clients are to use. With a ``replica_directory``
+        ``addresses``: those of the proxy, or of the nodes, that the clients are to use; ``server`` is one of them. With a ``replica_directory``
         replicas, mirrors and spools are files in it.
         """
         asyncio.get_running_loop().set_debug(
@@ -137,7 +138,7 @@ class Traffic:
         history = History(seed=seed, checkpoint_seconds=checkpoint_seconds)
         crowd = crowd or Crowd()
         addresses = addresses or [server.address]
-        recorder = recorder_of(server)
+        recorder = recorder or recorder_of(server)
         await asyncio.to_thread(recorder.install)
         async with server.client() as admin:
             for dataset in DATASETS:

@@ -26,6 +26,8 @@ class Link:
     """One connection through a proxy, and what is wrong with it."""
 
     def __init__(self, task: asyncio.Task[None]) -> None:
+        self.kind = ""
+        """What it is for, if the proxy can tell."""
         self.delay_seconds = 0.0
         """How long each piece is on its way."""
         self.bytes_per_second = 0
