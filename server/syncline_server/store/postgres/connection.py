@@ -114,12 +114,12 @@ async def single_connection(dsn: str, settings: Mapping[str, str] = SETTINGS) ->
     try:
         connection = await asyncpg.connect(dsn, server_settings=dict(settings))
     except asyncpg.ClientConfigurationError as error:
-        raise StoreRefused(f"the address of the database is wrong: {error}") from error
+        raise StoreRefused(f"the database cannot be reached: {error}") from error
     except ValueError:
         # The words of the parser can hold parts of the address, so of the password.
         raise StoreRefused(
-            "the address of the database cannot be read: postgresql://USER@HOST:PORT/DATABASE, special characters "
-            "as %XX; give the password by PGPASSWORD or ~/.pgpass"
+            "the database cannot be reached: its address is not postgresql://USER@HOST:PORT/DATABASE with special "
+            "characters as %XX; give the password by PGPASSWORD or ~/.pgpass"
         ) from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         raise StoreRefused(f"the database cannot be reached: {error}") from error
