@@ -23,7 +23,7 @@ REASONS = {
     ),
     "PAGE_TOKEN_INVALID": ("The page token is damaged, or belongs to another list.", "Start the list again."),
     "LIMIT_EXCEEDED": (
-        "Too many records or bytes in a call, or one record or id too large. Metadata: `limit`, `maximum`, `actual`.",
+        "Too many records, ids or bytes in a call; one record too large is `RECORD_INVALID`. Metadata: `limit`, `maximum`, `actual`.",
         "Split the call; `GetServerInfo` tells the limits.",
     ),
     "REQUEST_ID_REUSED": ("The request id was used for another request.", "A new id for each write."),

@@ -1,6 +1,7 @@
 """Push and delete through the SDK against a real server: what a realtime push API owes (O-20 to O-41)."""
 
 import base64
+import random
 
 import pytest
 
@@ -146,6 +147,62 @@ async def test_o29_file_fields_are_values_like_any_other(client):
     found = await pictures.delete([{"name": "a", "file": picture}])
 
     assert (statuses(missed), statuses(found)) == (["NOT_FOUND"], ["DELETED"])
+
+
+FILES = {
+    "properties": {
+        "file": {
+            "properties": {
+                "content": {
+                    "contentEncoding": "base64",
+                    "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}[A-Za-z0-9+/=]=)?$",
+                }
+            }
+        }
+    }
+}
+
+
+@pytest.fixture
+async def files(client):
+    await client.create_dataset("files", identity=syncline.by_key("name"), schema=FILES)
+    return client.dataset("files")
+
+
+def with_file(name, content):
+    if isinstance(content, bytes):
+        content = base64.b64encode(content).decode()
+    return {"name": name, "file": {"content": content, "content-type": "image/jpg"}}
+
+
+async def test_o29_what_is_not_base64_is_told_with_its_place(files):
+    """O-29: an error of that record, under the schema of docs/how-to/files.md; nothing of the call is stored."""
+    wrong = ["A", "AAA", "AAAA=", "A===", "AA==AAAA", "AA-_", "AAAA\n", " AAAA"]
+    with pytest.raises(syncline.InvalidRecords) as refused:
+        await files.push(
+            [with_file("good", b"x"), *(with_file(f"{n}", text) for n, text in enumerate(wrong))]
+        )
+
+    assert [(v.index, v.pointer, v.keyword) for v in refused.value.violations] == [
+        (index, "/file/content", "pattern") for index in range(1, len(wrong) + 1)
+    ]
+    assert await contents(files) == {}
+    assert (await files.push([with_file(f"{n}", bytes(n)) for n in range(4)])).revision == 1
+
+
+async def test_o29_a_large_file_is_accepted_a_larger_one_is_not(files):
+    """O-29: what the schema costs allows the largest record; limits of record and call are told as such."""
+    large = with_file("large", random.Random(29).randbytes(700 << 10))
+    await files.push([large])
+    assert (await files.get("large")).data == large
+
+    with pytest.raises(syncline.InvalidRecords) as too_large:
+        await files.push([with_file("small", b"x"), with_file("larger", bytes(800 << 10))])
+    assert [(v.index, v.keyword) for v in too_large.value.violations] == [(1, "size")]
+    with pytest.raises(syncline.LimitExceeded) as too_much:
+        await files.push([{**large, "name": f"{n}"} for n in range(5)])
+    assert (too_much.value.reason, too_much.value.metadata["limit"]) == ("LIMIT_EXCEEDED", "bytes_per_call")
+    assert list(await contents(files)) == ["large"]
 
 
 async def test_o34_delete_by_values_uses_the_key_alone(books):

@@ -26,8 +26,8 @@ DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
     *(
-        ROOT / "docs" / "how-to" / name
-        for name in ("backup.md", "cron.md", "csv.md", "keys.md", "mirror.md", "replicas.md", "sensors.md")
+        ROOT / "docs" / "how-to" / f"{name}.md"
+        for name in ("backup", "cron", "csv", "files", "keys", "mirror", "replicas", "sensors")
     ),
     *(ROOT / "docs" / "reference" / name for name in ("filters.md", "record-ids.md")),
 ]
