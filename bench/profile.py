@@ -1,4 +1,4 @@
-"""Where the server spends its time: ``python -m bench.profile [WORKLOAD …] [--seconds 8]``.
+"""Where the server spends its time: ``python -m bench.profile [WORKLOAD …] [--seconds 8] [--postgres]``.
 
 With py-spy on this machine (``pip install py-spy``) all threads are sampled, twice: once for what is on a CPU,
 C code included, once for who holds the GIL. Without it cProfile counts the calls of the main thread. The lists
@@ -25,6 +25,7 @@ from bench.measure import work_directory
 from bench.processes import stop
 from bench.records import make_item, shuffled_items
 from bench.systems.base import Running
+from bench.systems.postgres import Postgres, running_postgres
 from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline, SynclineClient
 
@@ -193,10 +194,14 @@ async def _repeat(work: Callable[[], Awaitable[int]], seconds: float) -> float:
 
 @contextlib.asynccontextmanager
 async def _prepared(
-    name: str, directory: Path, prefix: tuple[str, ...] = ()
+    name: str, directory: Path, postgres: Postgres | None, prefix: tuple[str, ...] = ()
 ) -> AsyncIterator[tuple[Running, Callable[[], Awaitable[int]]]]:
     """A server, and the workload ready to go."""
-    system = Syncline(command_prefix=prefix, page_cache=False)
+    store = ""
+    if postgres is not None:
+        postgres.execute(f"CREATE DATABASE profile_{name}")
+        store = postgres.dsn(f"profile_{name}")
+    system = Syncline(command_prefix=prefix, store=store, page_cache=False)
     async with system.serve(directory) as running, contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(system.connect_sdk(running.address))
         work = await WORKLOADS[name](client, running, stack)
@@ -207,18 +212,21 @@ async def _prepared(
 # -- py-spy ----------------------------------------------------------------------------------------------------
 
 
-async def _sampled(name: str, directory: Path, spy: str, seconds: float) -> str:
-    async with _prepared(name, directory) as (running, work):
+async def _sampled(name: str, directory: Path, postgres: Postgres | None, spy: str, seconds: float) -> str:
+    async with _prepared(name, directory, postgres) as (running, work):
         cpu, rate = await _sample(spy, running.pid, directory / "cpu", seconds, work, "--native")
         gil, _ = await _sample(spy, running.pid, directory / "gil", seconds, work, "--gil", "--nonblocking")
-        used = machine.cpu_seconds(running.pid)
+        used, begun = machine.cpu_seconds(running.pid), time.monotonic()
+        database = {} if postgres is None else postgres.cpu_seconds()
         unwatched = await _repeat(work, seconds / 2)
-        used_us = (machine.cpu_seconds(running.pid) - used) * 1e6 / (unwatched * seconds / 2)
+        records = unwatched * (time.monotonic() - begun)
+        used_us = (machine.cpu_seconds(running.pid) - used) * 1e6 / records
+        database_us = 0.0 if postgres is None else postgres.cpu_seconds_since(database) * 1e6 / records
     return "\n".join(
         [
             (
                 f"{name}: {unwatched:,.0f} records/s unwatched, {rate:,.0f} while watched; "
-                f"{used_us:.1f} µs of the server's CPU a record"
+                f"{used_us:.1f} µs of the server's CPU a record, {database_us:.1f} µs of PostgreSQL's"
             ),
             "",
             "== Busy, C code included. Percent of the time sampled: a full core is 100.",
@@ -294,10 +302,10 @@ def _list(title: str, counts: Counter[str], samples: float) -> str:
 # -- cProfile --------------------------------------------------------------------------------------------------
 
 
-async def _counted(name: str, directory: Path, seconds: float) -> str:
+async def _counted(name: str, directory: Path, postgres: Postgres | None, seconds: float) -> str:
     output = directory / "cprofile"
     prefix = (sys.executable, "-m", "cProfile", "-o", str(output))
-    async with _prepared(name, directory, prefix) as (_, work):
+    async with _prepared(name, directory, postgres, prefix) as (_, work):
         rate = await _repeat(work, seconds)
     text = io.StringIO()
     stats = pstats.Stats(str(output), stream=text)
@@ -321,17 +329,22 @@ async def main() -> None:
     parser.add_argument("workload", nargs="*", help=f"{', '.join(names)}; default: push_bulk sync_cold")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--cprofile", action="store_true", help="cProfile although py-spy is there")
+    parser.add_argument("--postgres", action="store_true", help="with its store in PostgreSQL")
     arguments = parser.parse_args()
     if unknown := set(arguments.workload).difference(names):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}")
     spy = None if arguments.cprofile else _py_spy()
     OUTPUT.mkdir(exist_ok=True)
     for name in arguments.workload or ["push_bulk", "sync_cold"]:
-        with work_directory(machine.disk_directory()) as directory:
+        async with contextlib.AsyncExitStack() as stack:
+            directory = stack.enter_context(work_directory(machine.disk_directory()))
+            postgres = None
+            if arguments.postgres:
+                postgres = await stack.enter_async_context(running_postgres(directory.parent))
             if spy is None:
-                text = await _counted(name, directory, arguments.seconds)
+                text = await _counted(name, directory, postgres, arguments.seconds)
             else:
-                text = await _sampled(name, directory, spy, arguments.seconds)
+                text = await _sampled(name, directory, postgres, spy, arguments.seconds)
         path = OUTPUT / f"profile-{name}.txt"
         path.write_text(text)
         print(text)
