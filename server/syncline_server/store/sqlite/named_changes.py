@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
-from syncline_server.model import Changes, Page
+from syncline_server.model import Changes, Page, Reason
 from syncline_server.store.rows import dataset_not_found, head_of
 from syncline_server.store.sqlite.columns import integers, json_array
 from syncline_server.store.sqlite.group import SLOT_BITS
@@ -26,7 +26,7 @@ SELECT h.revision, h.commit_id, h.record_count, h.digest, h.commit_time_us, h.pu
             ELSE (SELECT commit_id FROM revision WHERE dataset_number = ?1 AND revision = ?6) END,
        (SELECT count(*) FROM found) > (SELECT count(*) FROM kept), page.*
 FROM head h, (SELECT max(slot), group_concat(record_id, '\n'), CAST(group_concat(data, '\n') AS BLOB),
-       group_concat(revision), group_concat(commit_time_us), group_concat(reason) FROM (
+       group_concat(revision), group_concat(commit_time_us), max(reason), group_concat(reason) FROM (
     SELECT r.* FROM kept k JOIN record r ON r.slot = k.slot ORDER BY r.slot)) page
 WHERE h.dataset_number = ?1
 """
@@ -47,7 +47,7 @@ def read_named_changes(
     row = connection.execute(_NAMED, asked).fetchone()
     if row is None:
         raise dataset_not_found()
-    last_slot, ids, data, revisions, times, reasons = row[9:]
+    last_slot, ids, data, revisions, times, max_reason, reasons = row[9:]
     changes = Changes(record_ids=[], data=[], revisions=[], commit_times_us=[])
     if last_slot is not None:
         changes = Changes(
@@ -55,7 +55,7 @@ def read_named_changes(
             data=data.split(b"\n"),
             revisions=integers(revisions),
             commit_times_us=integers(times),
-            reasons=integers(reasons),
+            reasons=() if max_reason == Reason.API else integers(reasons),
         )
     return Page(
         changes=changes,
