@@ -72,10 +72,12 @@ class ModelBackend:
 
     def __init__(self, directory: Path) -> None:
         self.clock = HeldClock()
-        self._store = ModelStore(self.clock)
+        self._store: ModelStore | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Store]:
+        if self._store is None:
+            self._store = ModelStore(self.clock)
         yield self._store
 
     def check(self) -> None:
