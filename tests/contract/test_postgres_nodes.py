@@ -120,3 +120,15 @@ async def test_t85_one_that_is_suspended_inside_a_transaction_loses_it(
             assert (await bench.head()).purge_revision == 0
             with pytest.raises(Aborted):
                 await purge(bench, lease)
+
+
+async def test_looking_for_something_to_do_takes_no_lock(postgres: PostgresBackend, bench: Bench) -> None:
+    """Expiry looks every second. A lock of a row is a write: an idle server must not cost the database one a second."""
+    lease = await take(bench.store, "a")
+    await purge(bench, lease)
+    async with stranger(postgres) as other, other.transaction():
+        await other.execute("SELECT 1 FROM lease FOR UPDATE")
+        await other.execute("SELECT 1 FROM head FOR UPDATE")
+        async with asyncio.timeout(4):
+            assert await bench.store.expire_sessions(now_us=LATER, lease=lease) == 0
+            assert (await purge(bench, lease)).tombstones == 0

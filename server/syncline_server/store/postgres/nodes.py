@@ -20,7 +20,8 @@ WHERE lease.holder = excluded.holder OR lease.expire_time_us <= $3
 RETURNING fence, expire_time_us
 """
 _RELEASE: Final = "UPDATE lease SET holder = '', expire_time_us = 0 WHERE name = $1 AND fence = $2"
-_FENCE: Final = "SELECT fence FROM lease WHERE name = $1 FOR SHARE"
+_FENCE: Final = "SELECT fence FROM lease WHERE name = $1"
+_KEPT_FENCE: Final = _FENCE + " FOR SHARE"
 _REPORT: Final = """
 INSERT INTO node (node_id, name, addresses, version, start_time_us, report_time_us, lag_us)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -54,6 +55,12 @@ async def check_lease(connection: Connection, lease: Lease | None) -> None:
     A node that is stopped inside the transaction keeps others from the lease until the server ends it
     (``idle_in_transaction_session_timeout``), and it then has had no effect.
     """
+    if lease is not None and await connection.fetchval(_KEPT_FENCE, lease.name) != lease.fence:
+        raise lease_lost(lease)
+
+
+async def see_lease(connection: Connection, lease: Lease | None) -> None:
+    """The same where nothing is to be done: without a lock, which would be a write each time that somebody looks."""
     if lease is not None and await connection.fetchval(_FENCE, lease.name) != lease.fence:
         raise lease_lost(lease)
 

@@ -70,6 +70,7 @@ _DUE: Final = """
 SELECT DISTINCT dataset_number FROM session
 WHERE idle_timeout_us IS NOT NULL AND active_time_us + idle_timeout_us <= $1
 """
+_IS_ANY_DUE: Final = f"SELECT EXISTS ({_DUE})"
 _EXPIRE: Final = """
 WITH ended AS (
     DELETE FROM session
@@ -213,6 +214,11 @@ async def expire(connection: Connection, expired_us: int) -> int:
     for number in numbers:
         await next_version(connection, number)
     return ended
+
+
+async def is_any_due(connection: Connection, expired_us: int) -> bool:
+    """Whether the time of a session is over."""
+    return bool(await connection.fetchval(_IS_ANY_DUE, expired_us))
 
 
 async def commit_session(

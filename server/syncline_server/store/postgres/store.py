@@ -352,6 +352,9 @@ class PostgresStore(Store):
 
     async def expire_sessions(self, *, now_us: int, lease: Lease | None = None) -> int:
         """See Store."""
+        if not await self._database.read(sessions.is_any_due, now_us):
+            await self._database.read(nodes.see_lease, lease)
+            return 0
         return await self._fenced(lease, sessions.expire, now_us)
 
     async def count_sessions(self) -> int:
@@ -530,11 +533,14 @@ class PostgresStore(Store):
         lease: Lease | None = None,
     ) -> PurgeResult:
         """See Store."""
-        wanted = await self._database.read(
+        wanted, present = await self._database.read(
             upkeep.newest_before, dataset_number, before_us=before_us, min_revisions=min_revisions
         )
         if not_beyond is not None:
             wanted = min(wanted, not_beyond)
+        if wanted <= present:
+            await self._database.read(nodes.see_lease, lease)
+            return PurgeResult(purge_revision=present, tombstones=0, more=False)
         return await self._fenced(lease, upkeep.purge, dataset_number, wanted, max_tombstones)
 
     async def maintain(self) -> None:

@@ -64,16 +64,17 @@ _PROBE: Final = "UPDATE store SET one = one"
 
 async def newest_before(
     connection: Connection, dataset_number: int, *, before_us: int, min_revisions: int
-) -> int:
-    """Newest revision committed before this time with that many after it; 0 when there is none.
+) -> tuple[int, int]:
+    """Newest revision committed before this time with that many after it; 0 when there is none. And the watermark.
 
     Times of commits never decrease, so halving finds it; for a reader, ahead of the purge.
     """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        high = (await read_head(connection, dataset_number)).revision - min_revisions
+        head = await read_head(connection, dataset_number)
+        high = head.revision - min_revisions
         low = await connection.fetchval(_FIRST_REVISION, dataset_number)
         if low is None or low > high:
-            return 0
+            return 0, head.purge_revision
         found = 0
         while low <= high:
             middle = (low + high) // 2
@@ -81,7 +82,7 @@ async def newest_before(
                 found, low = middle, middle + 1
             else:
                 high = middle - 1
-        return found
+        return found, head.purge_revision
 
 
 async def purge(connection: Connection, dataset_number: int, wanted: int, max_tombstones: int) -> PurgeResult:
