@@ -1,12 +1,12 @@
 """From the address of a store to a side of a copy."""
 
-import importlib
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.copy_sides import CopySource, CopyTarget
+from syncline_server.store.opening import import_postgres
 from syncline_server.store.sqlite.copy_source import SqliteSource
 from syncline_server.store.sqlite.copy_target import SqliteTarget
 
@@ -30,7 +30,7 @@ def store_file(address: str) -> Path:
 def copy_source(address: str) -> AbstractAsyncContextManager[CopySource]:
     """The store at this address, to be copied. Entering it raises StoreRefused."""
     if is_postgres(address):
-        place = _postgres("copy_source").PostgresSource.open(address)
+        place = import_postgres("copy_source").PostgresSource.open(address)
         return cast("AbstractAsyncContextManager[CopySource]", place)
     return SqliteSource.open(store_file(address))
 
@@ -38,7 +38,7 @@ def copy_source(address: str) -> AbstractAsyncContextManager[CopySource]:
 def copy_target(address: str) -> AbstractAsyncContextManager[CopyTarget]:
     """The store to be made at this address. Entering it raises StoreRefused."""
     if is_postgres(address):
-        place = _postgres("copy_target").PostgresTarget.open(address)
+        place = import_postgres("copy_target").PostgresTarget.open(address)
         return cast("AbstractAsyncContextManager[CopyTarget]", place)
     return SqliteTarget.open(store_file(address))
 
@@ -49,14 +49,3 @@ def refuse_same_place(source: str, target: str) -> None:
         return
     if store_file(source).parent.resolve() == store_file(target).parent.resolve():
         raise StoreRefused("both are in one directory; a store needs a directory of its own")
-
-
-def _postgres(module: str) -> Any:
-    try:
-        return importlib.import_module(f"syncline_server.store.postgres.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != "asyncpg":
-            raise
-        raise StoreRefused(
-            'a store in PostgreSQL needs the driver asyncpg: pip install "syncline[postgres]"'
-        ) from error

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from syncline_server.clock import Clock
@@ -28,15 +28,20 @@ def open_postgres(
     address: str, *, monotonic: Callable[[], float] = time.monotonic
 ) -> AbstractAsyncContextManager[Store]:
     """The store in a PostgreSQL database. Raises StoreRefused when the driver is not installed."""
+    opened = import_postgres("opening").open_store(address, monotonic=monotonic)
+    return cast("AbstractAsyncContextManager[Store]", opened)
+
+
+def import_postgres(module: str) -> Any:
+    """A module of the store in PostgreSQL. Raises StoreRefused when the driver is not installed."""
     try:
-        postgres = importlib.import_module("syncline_server.store.postgres")
+        return importlib.import_module(f"syncline_server.store.postgres.{module}")
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
         raise StoreRefused(
             'a store in PostgreSQL needs the driver asyncpg: pip install "syncline[postgres]"'
         ) from error
-    return cast("AbstractAsyncContextManager[Store]", postgres.open_store(address, monotonic=monotonic))
 
 
 def shown(address: str) -> str:

@@ -6,19 +6,24 @@ same database look like any other change.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
+import asyncpg
+
 from syncline_server.store.abc import StoreRefused
-from syncline_server.store.postgres.connection import check, single_connection
+from syncline_server.store.postgres.connection import Connection, check, single_connection
 from syncline_server.store.postgres.fsck import fsck
-from syncline_server.store.postgres.schema import enter_history
+from syncline_server.store.postgres.schema import enter_history, refuse_other_states
 from syncline_server.store.postgres.schema import migrate as migrate_schema
 
 _END_SESSIONS: Final = """
 WITH ended AS (DELETE FROM session RETURNING number)
 INSERT INTO ended_session (number) SELECT number FROM ended
 """
+_HAS_TABLE: Final = "SELECT to_regclass('store') IS NOT NULL"
+_HAS_STORE: Final = "SELECT EXISTS (SELECT FROM store)"
 
 
 async def migrate(dsn: str, *, dry_run: bool = False) -> Sequence[str]:
@@ -27,9 +32,17 @@ async def migrate(dsn: str, *, dry_run: bool = False) -> Sequence[str]:
     Opening a store does this as well. Nodes of the version before may go on meanwhile. Raises StoreRefused when the
     schema is newer.
     """
-    async with single_connection(dsn) as connection:
+    async with _connected(dsn) as connection:
         await check(connection)
         return await migrate_schema(connection, dry_run=dry_run)
+
+
+async def expect_store(dsn: str) -> None:
+    """Raise StoreRefused when no server has ever opened a store in this database."""
+    async with _connected(dsn) as connection:
+        await refuse_other_states(connection)
+        if not await connection.fetchval(_HAS_TABLE) or not await connection.fetchval(_HAS_STORE):
+            raise StoreRefused("there is no store in this database; start a server to make one")
 
 
 async def restored(dsn: str) -> Sequence[str]:
@@ -37,14 +50,25 @@ async def restored(dsn: str) -> Sequence[str]:
 
     Whoever followed what the backup does not hold is told to start again (guarantee G13). Open sessions end. The
     contents are checked first (fsck). No server may have the store open; those that have are to be restarted.
-    Raises StoreRefused when the contents are damaged or of a newer version.
+    Raises StoreRefused when there is no store, or the contents are damaged or of a newer version.
     """
+    await expect_store(dsn)
     await migrate(dsn)
     report = await fsck(dsn)
     if not report.ok:
         raise StoreRefused(f"what was restored is damaged: {report.problems[0]}")
-    async with single_connection(dsn) as connection:
+    async with _connected(dsn) as connection:
         place = await check(connection)
         await connection.execute(_END_SESSIONS)
         await enter_history(connection, "restore", place, secrets.token_bytes, now_us=None)
     return [dataset.dataset_id for dataset in report.datasets]
+
+
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncIterator[Connection]:
+    """A connection whose trouble is StoreRefused."""
+    try:
+        async with single_connection(dsn) as connection:
+            yield connection
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise StoreRefused(f"the database refused: {error}") from error
