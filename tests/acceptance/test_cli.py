@@ -470,6 +470,7 @@ async def test_status_shows_the_server_and_its_datasets(command, books):
     assert "writable: yes" in command("status").out
     told = command("status", "--json").lines[0]
     assert told["server"]["role"] == "admin"
+    assert [(n["this_node"], n["silent"], n["lag"]) for n in told["nodes"]] == [(True, False, 0)]
     assert [(d["dataset"], d["revision"], d["record_count"]) for d in told["datasets"]] == [("books", 1, 1)]
 
 
