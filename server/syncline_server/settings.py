@@ -275,7 +275,7 @@ class Settings(BaseSettings):
     key_check_seconds: Annotated[
         float,
         Field(
-            description="Time between two checks that the keys of open streams are still good.", gt=0, le=20
+            description="Time between two checks that the keys of open streams are still good.", gt=0, le=15
         ),
     ] = 10.0
     probe_seconds: Annotated[

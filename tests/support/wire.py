@@ -124,14 +124,14 @@ def wire_to(server, channel):
 
 
 @asynccontextmanager
-async def house(directory: Path, **settings) -> AsyncIterator[House]:
+async def house(directory: Path, *, clock=None, **settings) -> AsyncIterator[House]:
     """A server in this process. Enter and leave it in one task (``support.hosted`` for fixtures).
 
     With ``store=`` the address of a PostgreSQL database it is a node; nodes in one directory share the admin key.
     """
     given = {"data": directory / "data", "listen": "127.0.0.1:0", "http": "", "shutdown_seconds": 3.0}
     stop = asyncio.Event()
-    async with running(load_settings(**given | settings), SystemClock(), stop) as (server, _):
+    async with running(load_settings(**given | settings), clock or SystemClock(), stop) as (server, _):
         secret = (directory / "data" / "admin.key").read_text().strip()
         async with grpc.aio.insecure_channel(server.addresses[0], options=WIDE) as channel:
             yield House(server, Wire(channel, secret), stop)

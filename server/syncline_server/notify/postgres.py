@@ -181,8 +181,8 @@ class PostgresNotifier(LocalNotifier):
             if told == f"?{self._echoes}":
                 self._echoed.set()
             return
-        self._metrics.wakeups.inc()
         if version == _VERSION and told and (hint := read_hint(told)):
+            self._metrics.wakeups.inc()
             self._tell_hint(hint)
 
     def _tell_hint(self, hint: Hint) -> None:
