@@ -7,6 +7,8 @@ import pytest
 import syncline
 from robustness.simulation import simulate
 from support.waiting import until
+from syncline_server.model import Head, Reason
+from syncline_server.store.carried import Carried
 
 
 def test_g08_a_commit_whose_last_rows_were_purged_is_ended_by_an_empty_batch():
@@ -43,6 +45,24 @@ async def test_g08_g11_a_page_ends_a_commit_whose_last_rows_were_purged(make_ser
             await until(rest)
             copy.apply(pages[-1].checkpoint)
             assert list(copy) == ["a"]
+
+
+def test_g07_what_another_node_commits_inside_a_group_is_not_taken_for_carried():
+    """Found by the run of two nodes, seed 15: revisions 1 to 4 were sent without 2 and 3.
+
+    A group with a session in it is several transactions, and another node may commit between them.
+    """
+    one, four = {"a": (1, 1, Reason.API, b"1")}, {"b": (2, 4, Reason.API, b"4")}
+    heads = [Head(revision=revision, commit_id=bytes(8)) for revision in range(5)]
+    whole = Carried(10)
+    whole.add(7, heads[0], heads[1], one)
+    whole.add(7, heads[1], heads[2], four)
+    assert whole.appended()[0].changes.record_ids == ["a", "b"]
+    torn = Carried(10)
+    torn.add(7, heads[0], heads[1], one)
+    torn.add(7, heads[3], heads[4], four)
+    (appended,) = torn.appended()
+    assert (appended.from_revision, appended.head, appended.changes) == (0, heads[4], None)
 
 
 async def test_a_replica_that_is_cancelled_while_it_closes_lets_go_of_its_file(client, tmp_path):

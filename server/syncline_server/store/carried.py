@@ -16,9 +16,15 @@ class Carried:
         self._changes: dict[int, dict[str, tuple[Change, int]] | None] = {}
 
     def add(self, number: int, before: Head, after: Head, changes: dict[str, Change] | None) -> None:
-        """Note what one transaction did to a dataset; None: more than can be carried."""
+        """Note what one transaction did to a dataset; None: more than can be carried.
+
+        Where another node has committed since the transaction before this one, what it changed is not known here: then
+        nothing is carried of the dataset.
+        """
         if after.revision == before.revision:
             return
+        if number in self._heads and self._heads[number].revision != before.revision:
+            changes = None
         self._from_revision.setdefault(number, before.revision)
         self._heads[number] = after
         known = self._changes.setdefault(number, {})
