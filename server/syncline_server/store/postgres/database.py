@@ -27,6 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONNECT_SECONDS: Final = 10.0
+_READ_ONLY: Final = "default_transaction_read_only"
 _ATTEMPTS: Final = 3
 """A transaction is tried again when another node was faster with the same request id: then its answer is there."""
 
@@ -70,6 +71,9 @@ class Database:
             max_size=size,
             timeout=CONNECT_SECONDS,
             server_settings=settings,
+            # Of several hosts the one that is no standby. To the driver a connection of ours that cannot write would
+            # not be one to a server that can (read-write).
+            target_session_attrs="primary" if settings.get(_READ_ONLY) == "on" else None,
             init=self._check,
             reset=_leave,
         )
