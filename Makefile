@@ -97,8 +97,8 @@ test-all: .venv/.stamp ## Run every test, the long ones too
 bench: .venv/.stamp ## Measure beside etcd, NATS and SQLite; writes bench/results.json (BENCH_ARGS=--quick)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-demo: .venv/.stamp ## See it work: real records, a follower, kill -9, exact copies
-	@$(BIN)/python -m examples.demo
+demo: .venv/.stamp ## See it work: real records, a follower, kill -9, exact copies (STORE=postgres: two nodes)
+	@$(BIN)/python -m examples.demo $(STORE)
 
 serve: .venv/.stamp ## Run a server on 127.0.0.1:7420 with its data in ./syncline-data
 	@$(BIN)/syncline-server serve

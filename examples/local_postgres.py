@@ -7,6 +7,7 @@ import asyncio
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Coroutine
@@ -26,6 +27,8 @@ SETTINGS: Final = {
     "max_wal_size": "4GB",
     "autovacuum": "on",
 }
+STOPS: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+"""What ``pg_ctl stop`` sends."""
 VERSION_VARIABLE: Final = "SYNCLINE_TEST_POSTGRES"
 """Names another major version that the wheel has."""
 
@@ -88,6 +91,7 @@ class LocalPostgres:
             capture_output=True,
             text=True,
             check=False,
+            start_new_session=True,  # Ctrl-C is for whoever started it
             **unprivileged(),
         )
         if done.returncode != 0:
@@ -104,6 +108,7 @@ class LocalPostgres:
                 cwd=self.directory,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
                 **unprivileged(),
             )
         while not self._answers():
@@ -124,10 +129,10 @@ class LocalPostgres:
 
     def stop(self, mode: str = "fast") -> None:
         """Stop the server: ``smart``, ``fast``, or ``immediate``, which is a crash."""
-        if self._process is not None:
-            self.run("pg_ctl", "stop", "-D", str(self.data), "-m", mode, "-w")
-            self._process.wait(10)
-            self._process = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(STOPS[mode])
+            self._process.wait()
+        self._process = None
 
     def dsn(self, database: str = "postgres") -> str:
         """How to connect to one of its databases."""
