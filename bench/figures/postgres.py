@@ -213,7 +213,9 @@ async def _cold_starts(room: Room, postgres: Postgres, node: Node, client: Clien
             for number in range(number_of_rounds):
                 await client.create(one.collection(number))
                 await client.push_bulk(one.collection(number), items)
-        await asyncio.gather(*(reader.copy(_COLLECTION) for reader in readers))  # connections are warm afterwards
+        await asyncio.gather(
+            *(reader.copy(_COLLECTION) for reader in readers)
+        )  # connections are warm afterwards
         together = await interleaved(number_of_rounds, rounds)
     what = (
         f"processor time of {{}}, {len(items):,} records: {COLD_STARTS} copies from nothing at once; apart: "
