@@ -227,15 +227,14 @@ class DirectoryEntry(Entry):
             self._see(part, is_there=True)
 
     def _take_error(self, part: update_feed_pb2.FeedPart) -> None:
-        if part.dataset:
-            self._see(part, is_there=False)
-            return
         error = self._feed.to_error(part.error)
         fault = is_fault(error)
-        if not (fault or may_pass(error)):
+        if fault or may_pass(error):  # also of one dataset, which is there still
+            self._again(error, counts=fault)
+        elif part.dataset:
+            self._see(part, is_there=False)
+        else:
             self.fail(error)
-            return
-        self._again(error, counts=fault)
 
     def _again(self, error: SynclineError, *, counts: bool) -> None:
         now = asyncio.get_running_loop().time()

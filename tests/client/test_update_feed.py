@@ -388,6 +388,24 @@ async def test_datasets_are_seen_as_they_come_and_go(scripted: ScriptedServer, f
         await anext(datasets)
 
 
+async def test_a_dataset_whose_server_is_in_trouble_is_not_gone(
+    scripted: ScriptedServer, feed: UpdateFeed
+) -> None:
+    async def answer(stream: FeedStream, add: AddSubscription) -> None:
+        await stream.accept(add, checkpoint(1, [A]), dataset="sensor-a")
+
+    server = ScriptedFeed(scripted, answer)
+    datasets = feed.datasets("sensor-")
+    trouble = Refuse("UNAVAILABLE", "STORE_UNAVAILABLE")
+    seen = [await anext(datasets)]
+    await server.last.refuse(server.last.adds[0], trouble, dataset="sensor-a")
+    async with asyncio.timeout(10):
+        seen.append(await anext(datasets))
+
+    assert [one.is_there for one in seen] == [True, True]
+    assert len(server.last.adds) == 2
+
+
 async def test_datasets_that_may_not_be_seen(scripted: ScriptedServer, feed: UpdateFeed) -> None:
     async def refuse(stream: FeedStream, add: AddSubscription) -> None:
         await stream.refuse(add, Refuse("PERMISSION_DENIED", "PERMISSION_DENIED", "not yours"))
