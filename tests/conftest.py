@@ -1,5 +1,10 @@
 """Plugins, one concern each; see their docstrings."""
 
+import os
+
+# PostgreSQL is started as another user, which takes a fork; gRPC's handlers for forks have crashed such a child.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 pytest_plugins = [
     "fixtures.fix_asyncio",
     "fixtures.fix_hypothesis",

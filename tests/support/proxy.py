@@ -93,6 +93,7 @@ class Proxy:
             yield proxy
         finally:
             listener.close()
+            await asyncio.sleep(0)  # what was accepted just now becomes a link, or nobody would close it
             await proxy.cut()
             await listener.wait_closed()
 
