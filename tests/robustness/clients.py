@@ -44,10 +44,18 @@ _TURNS = [("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_ro
 class Run:
     """One run: where the nodes are, what is noted, and when to stop."""
 
-    def __init__(self, history: History, addresses: Sequence[str], key: str, *, seed: int) -> None:
+    def __init__(
+        self, history: History, addresses: Sequence[str], key: str, *, seed: int, all_hop: bool = False
+    ) -> None:
+        """``all_hop``: nobody keeps to one node."""
         self.history = history
         self.addresses = tuple(addresses)
         self.key = key
+        everywhere = "ipv4:" + ",".join(addresses)
+        if len(self.addresses) == 1:
+            self._places = self.addresses
+        else:
+            self._places = (everywhere,) if all_hop else (*self.addresses, everywhere)
         self.stopping = asyncio.Event()
         """Writers finish what they are about."""
         self.leaving = asyncio.Event()
@@ -76,12 +84,9 @@ class Run:
         Where there are several nodes, the clients take turns: one keeps to the first, one to the second, …, and one
         goes to another node with each call and each stream.
         """
-        places = self.addresses if len(self.addresses) == 1 else (*self.addresses, "all")
-        place = places[self._wires % len(places)]
+        place = self._places[self._wires % len(self._places)]
         self._wires += 1
-        options = _CHANNEL
-        if place == "all":
-            place, options = "ipv4:" + ",".join(self.addresses), [*_CHANNEL, *_TURNS]
+        options = [*_CHANNEL, *_TURNS] if "," in place else _CHANNEL
         channel = await self._stack.enter_async_context(grpc.aio.insecure_channel(place, options=options))
         return Wire(channel, self.key)
 

@@ -123,13 +123,15 @@ class Traffic:
         seed: int,
         crowd: Crowd | None = None,
         addresses: Sequence[str] = (),
+        all_hop: bool = False,
         recorder: Recorder | None = None,
         replica_directory: Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> AsyncIterator["Traffic"]:
         """Make the datasets, begin to record and to work; on leaving stop. ``finish`` judges.
 
-        ``addresses``: those of the proxy, or of the nodes, that the clients are to use; ``server`` is one of them. With a ``replica_directory``
+        ``addresses``: those of the proxy, or of the nodes, that the clients are to use; ``server`` is one of them, and
+        with ``all_hop`` nobody keeps to one. With a ``replica_directory``
         replicas, mirrors and spools are files in it.
         """
         asyncio.get_running_loop().set_debug(
@@ -149,7 +151,7 @@ class Traffic:
                     await admin.create_source(dataset, f"feed-{n}")
                     await admin.create_source(dataset, f"swap-{n}")
         async with (
-            Run(history, addresses, server.key, seed=seed) as run,
+            Run(history, addresses, server.key, seed=seed, all_hop=all_hop) as run,
             syncline.connect(addresses, key=server.key) as client,
         ):
             client.connection.updates._options = FOLLOWING
