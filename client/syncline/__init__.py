@@ -10,217 +10,32 @@
             print(event)
 """
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any, Final
 
-from syncline._call import RetryPolicy
-from syncline._reconnect import FeedOptions
-from syncline._transport import Tls
-from syncline.client import Client, connect
-from syncline.copies import Copy, Digest
-from syncline.dataset import Dataset
-from syncline.errors import (
-    Aborted,
-    AlreadyExists,
-    ConditionFailed,
-    CopyDiverged,
-    DeadlineExceeded,
-    DecodeError,
-    EncodeError,
-    EtagMismatch,
-    FailedPrecondition,
-    FeedBroken,
-    FeedError,
-    IdentityInUse,
-    InvalidArgument,
-    InvalidRecords,
-    LimitExceeded,
-    MassDeleteRefused,
-    NotAuthenticated,
-    NotFound,
-    NotOffered,
-    OutboxFull,
-    OutcomeUnknown,
-    OutOfRange,
-    Overloaded,
-    PermissionDenied,
-    ProducerError,
-    ProducerFenced,
-    ReadingsLeft,
-    RefusedReadings,
-    Rejected,
-    ReplicaError,
-    ReplicaReadOnly,
-    ReplicaStopped,
-    ReplicaUnusable,
-    SchemaInvalid,
-    ServerError,
-    SessionBroken,
-    SessionConflict,
-    SessionInvalid,
-    SourceDisabled,
-    SpoolUnusable,
-    StaleData,
-    SynclineError,
-    TokenInvalid,
-    Unavailable,
-    UnknownEvent,
-)
-from syncline.events import (
-    Change,
-    ChangeBatch,
-    ChangeReason,
-    Checkpoint,
-    Delete,
-    Event,
-    Put,
-    Record,
-    Remove,
-    Reset,
-    ResetReason,
-    SyncPage,
-)
-from syncline.feed import ChangeFeed
-from syncline.mirror import Mirror
-from syncline.models import (
-    DatasetHead,
-    DatasetInfo,
-    Identity,
-    IfAbsent,
-    IfRevision,
-    KeyInfo,
-    Limits,
-    LoadResult,
-    Node,
-    ProducerStats,
-    PushResult,
-    RecordResult,
-    RecordStatus,
-    RefusedReading,
-    ReplicaUptake,
-    Retention,
-    ServerInfo,
-    SessionInfo,
-    SessionResult,
-    SourceInfo,
-    Uptake,
-    Violation,
-    append,
-    by_content,
-    by_key,
-    key_of,
-)
-from syncline.producer import Producer
-from syncline.producers import ProducerForgotten, ProducerInfo, ProducerWatch
-from syncline.replica._changes import ReplicaChanges
-from syncline.replica._repair import Repair
-from syncline.replica._verify import ReplicaProof
-from syncline.replica.replica import Replica, ReplicaState
-from syncline.session import Session
+if TYPE_CHECKING:
+    from ._public import *  # noqa: F403 - the form that type checkers take for a re-export
 
-__all__ = [
-    "Aborted",
-    "AlreadyExists",
-    "Change",
-    "ChangeBatch",
-    "ChangeFeed",
-    "ChangeReason",
-    "Checkpoint",
-    "Client",
-    "ConditionFailed",
-    "Copy",
-    "CopyDiverged",
-    "Dataset",
-    "DatasetHead",
-    "DatasetInfo",
-    "DeadlineExceeded",
-    "DecodeError",
-    "Delete",
-    "Digest",
-    "EncodeError",
-    "EtagMismatch",
-    "Event",
-    "FailedPrecondition",
-    "FeedBroken",
-    "FeedError",
-    "FeedOptions",
-    "Identity",
-    "IdentityInUse",
-    "IfAbsent",
-    "IfRevision",
-    "InvalidArgument",
-    "InvalidRecords",
-    "KeyInfo",
-    "LimitExceeded",
-    "Limits",
-    "LoadResult",
-    "MassDeleteRefused",
-    "Mirror",
-    "Node",
-    "NotAuthenticated",
-    "NotFound",
-    "NotOffered",
-    "OutOfRange",
-    "OutboxFull",
-    "OutcomeUnknown",
-    "Overloaded",
-    "PermissionDenied",
-    "Producer",
-    "ProducerError",
-    "ProducerFenced",
-    "ProducerForgotten",
-    "ProducerInfo",
-    "ProducerStats",
-    "ProducerWatch",
-    "PushResult",
-    "Put",
-    "ReadingsLeft",
-    "Record",
-    "RecordResult",
-    "RecordStatus",
-    "RefusedReading",
-    "RefusedReadings",
-    "Rejected",
-    "Remove",
-    "Repair",
-    "Replica",
-    "ReplicaChanges",
-    "ReplicaError",
-    "ReplicaProof",
-    "ReplicaReadOnly",
-    "ReplicaState",
-    "ReplicaStopped",
-    "ReplicaUnusable",
-    "ReplicaUptake",
-    "Reset",
-    "ResetReason",
-    "Retention",
-    "RetryPolicy",
-    "SchemaInvalid",
-    "ServerError",
-    "ServerInfo",
-    "Session",
-    "SessionBroken",
-    "SessionConflict",
-    "SessionInfo",
-    "SessionInvalid",
-    "SessionResult",
-    "SourceDisabled",
-    "SourceInfo",
-    "SpoolUnusable",
-    "StaleData",
-    "SyncPage",
-    "SynclineError",
-    "Tls",
-    "TokenInvalid",
-    "Unavailable",
-    "UnknownEvent",
-    "Uptake",
-    "Violation",
-    "append",
-    "by_content",
-    "by_key",
-    "connect",
-    "key_of",
-]
+_MODULES: Final = frozenset(
+    ("client", "copies", "dataset", "errors", "events", "feed", "mirror", "models", "names", "session")
+)
+
+if not TYPE_CHECKING:  # else every name would be good
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for (PEP 562): the server takes the names of resources from here and nothing else."""
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name == "__all__" or not name.startswith("_"):
+            public = importlib.import_module(f"{__name__}._public")
+            if name == "__all__" or name in public.__all__:
+                value = globals()[name] = getattr(public, name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__"), *_MODULES})
+
 
 logging.getLogger("syncline").addHandler(logging.NullHandler())  # quiet unless the program wants to hear

@@ -224,7 +224,9 @@ def test_errors_become_exit_codes_and_few_lines(client, capsys, error, code):
 
 def test_every_error_of_the_sdk_has_an_exit_code():
     kinds = [
-        v for v in vars(syncline).values() if isinstance(v, type) and issubclass(v, syncline.SynclineError)
+        kind
+        for name in syncline.__all__
+        if isinstance(kind := getattr(syncline, name), type) and issubclass(kind, syncline.SynclineError)
     ]
 
     assert len(kinds) > 20

@@ -90,3 +90,22 @@ def test_import_brings_no_server() -> None:
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert said.stdout.strip() == "[]"
+
+
+def test_import_brings_little() -> None:
+    """The server takes ``syncline.names`` at each start; the rest comes when it is asked for, and then whole."""
+    script = """
+import sys, syncline, syncline.names
+from syncline import names
+assert "grpc" not in sys.modules and "syncline.client" not in sys.modules
+assert "connect" in dir(syncline) and "errors" in dir(syncline)
+from syncline import *
+assert connect is syncline.connect and syncline.errors.NotFound is NotFound
+assert not hasattr(syncline, "conect") and not hasattr(syncline, "__wrapped__")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("module", ["_wire", "client", "feed", "mirror", "producer", "replica", "session"])
+def test_every_module_can_be_the_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import syncline.{module}"], check=True)
