@@ -48,6 +48,16 @@ async def test_actions_apply_in_the_order_sent(bench: Bench) -> None:
     assert set(changes.reasons) == {Reason.SESSION}
 
 
+@pytest.mark.on_both
+async def test_calls_handed_over_in_order_are_taken_in_order(bench: Bench) -> None:
+    """However many are under way at once: none is refused because a later one was faster."""
+    session = await bench.open(SessionMode.ACCRUE)
+    calls = [
+        bench.stage(session, upserts({f"k{number % 7}": number}), sequence=number) for number in range(1, 31)
+    ]
+    assert [staged.calls for staged in await asyncio.gather(*calls)] == list(range(1, 31))
+
+
 def _closing(session, calls, guard=None):
     from syncline_server.model import SessionCommit
 

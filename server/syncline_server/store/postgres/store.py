@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 import asyncpg
 
@@ -72,6 +73,8 @@ class PostgresStore(Store):
         self._random_bytes = random_bytes
         self._tasks: set[asyncio.Task[Any]] = set()
         self._locked_groups = 0
+        self._staging: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held while a call of that session is staged: on two connections a later one could come first."""
 
     async def finish(self) -> None:
         """Wait for whatever outlived its caller."""
@@ -334,7 +337,8 @@ class PostgresStore(Store):
         )
 
     async def _stage(self, session_id: str, write: Upserts | Deletes, **named: Any) -> StagedCall:
-        async with self._database.writing() as connection:
+        turn = self._staging.setdefault(session_id, asyncio.Lock())
+        async with turn, self._database.writing() as connection:
             staged = await sessions.stage(
                 connection, session_id, write, held_us=self._database.held_us, **named
             )
