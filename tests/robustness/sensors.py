@@ -186,7 +186,8 @@ class Crash(Exception):
 class Gauge:
     """A producer of the SDK with a spool, whose program leaves, comes back, and crashes now and then.
 
-    What it has saved arrives, in the order in which it was sent; what a crash found unsaved arrives or does not.
+    What it has saved arrives, in the order in which it was sent; what a crash found unsaved arrives or does not. When
+    it is fenced, by an opening of its own that came late, it is started again like any program.
     """
 
     def __init__(
@@ -206,7 +207,7 @@ class Gauge:
     async def work(self) -> None:
         """Send readings until told to stop and all have arrived."""
         while not (self.run.stopping.is_set() and not self.sent):
-            with contextlib.suppress(Crash, syncline.ReadingsLeft):
+            with contextlib.suppress(Crash, syncline.ReadingsLeft, syncline.ProducerFenced):
                 producer = self.client.dataset(self.dataset).producer(
                     self.name, spool=self.spool, linger_seconds=0.5, options=FOLLOWING
                 )

@@ -171,7 +171,7 @@ class FeedStream:
             last = Ended(at=now(), code="LEFT")
             try:
                 await self._take(call)
-            except (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError) as error:
+            except (grpc.aio.AioRpcError, TimeoutError, asyncio.CancelledError, _OneEnded) as error:
                 last = ended(error)
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
@@ -221,14 +221,14 @@ class FeedStream:
         view = self.views[number]
         if part.HasField("accepted"):
             self._awaited[number] -= 1
-        if part.HasField("error") and self._awaited[number]:
-            self._awaited[number] -= 1  # instead of being accepted
-        if self._awaited[number]:
-            return
         if part.HasField("error"):
             view.note(_ended_by(part))
             self._open.discard(number)
+            if self._awaited[number]:
+                raise _OneEnded  # the one that was not accepted, or the one that it was to replace
             self._over.add(number)
+            return
+        if self._awaited[number]:
             return
         frames = list(map(noted, part.events))
         view.note(*frames)
