@@ -30,6 +30,10 @@ EVENTS: dict[str, str] = {
 }
 
 FAILPOINTS: dict[str, str] = {
+    "copy.batch": "`syncline-server copy` has added some thousand records to the new store",
+    "copy.compared": "the last step of a copy: the old store is locked, the new one found equal to it",
+    "copy.equal": "the new store is noted to be complete, the old one is not set aside yet",
+    "copy.set_aside": "the old store is set aside, the new one not yet opened",
     "commit.before": "before the transaction of a group of writes begins",
     "commit.rows": "the rows of a group are written and not committed",
     "commit.after": "a group is durable and nobody has been answered",

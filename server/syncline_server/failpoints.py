@@ -7,7 +7,8 @@ Actions: ``kill``, ``exit:CODE`` (at once, without clean-up), ``sleep:MILLISECON
 
 Places: ``commit.before`` (before BEGIN), ``commit.rows`` (rows written, not committed), ``commit.after`` (durable,
 not answered), ``purge``, ``reclaim``, ``migration.N`` (step N written, not committed), ``checkpoint.before``,
-``checkpoint.after``, ``stage.rows``, ``stage.after``, ``prepare``, ``session.applied``.
+``checkpoint.after``, ``stage.rows``, ``stage.after``, ``prepare``, ``session.applied``, ``copy.batch``,
+``copy.compared``, ``copy.equal``, ``copy.set_aside``.
 """
 
 import os

@@ -1,36 +1,253 @@
-"""T82: a whole store moves to another place, and its clients go on there."""
+"""A whole store moves to another place, and its clients go on there as if nothing had happened (G5, G6, G7, G11, G12)."""
 
-from collections.abc import Iterator
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from support.copies import copied, everything, fill
+from examples.local_postgres import run_apart
+from support.copies import Silent, copied, database_of, everything
 from support.postgres_cluster import PostgresCluster
-from support.store_values import Bench, HeldClock, SqliteBackend
+from support.store_values import Bench, HeldClock, request
+from syncline_server.store.abc import StoreRefused
+from syncline_server.store.copy_places import copy_source, copy_target, refuse_same_place
+from syncline_server.store.copy_sides import BOOLEANS, CATALOG, REQUEST
+from syncline_server.store.copying import copy
+from syncline_server.store.postgres import copy_target as postgres_target
+from syncline_server.store.postgres import open_store as open_postgres
+from syncline_server.store.postgres.connection import single_connection
+from syncline_server.store.sqlite import admin, open_store
+from syncline_server.store.sqlite.files import StoreFiles, exclusive_lock
 from syncline_server.store.sqlite.fsck import fsck
 
 pytestmark = pytest.mark.usefixtures("postgres_cluster")
 
 
-@pytest.fixture
-def database(postgres_cluster: PostgresCluster) -> Iterator[str]:
-    """Address of an empty database."""
-    name = postgres_cluster.new_database()
-    yield postgres_cluster.dsn(name)
-    postgres_cluster.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-async def test_round_trip_over_postgres_gives_the_same_rows(tmp_path: Path, database: str) -> None:
-    backend = SqliteBackend(tmp_path / "one")
-    async with backend.open() as store:
-        await fill(store, backend.clock)
-    before = everything(backend.path)
-    await copied(backend.path, database)
-    assert not backend.path.exists()
-    await copied(database, tmp_path / "two")
-    after = everything(tmp_path / "two" / "syncline.db")
+async def test_a_round_trip_over_both_kinds_of_store_gives_the_same_rows(
+    tmp_path: Path, filled: Path, new_database: Callable[[], str]
+) -> None:
+    """All four directions: tombstones, purged and not, identities, sessions with what they hold, numbers used up."""
+    before = everything(filled)
+    first, second = new_database(), new_database()
+    for source, target in (
+        (filled.parent, first),
+        (first, second),
+        (second, tmp_path / "two"),
+        (tmp_path / "two", tmp_path / "three"),
+    ):
+        report = await copied(source, target)
+        assert report.datasets == 3
+        assert report.rows > report.records > 30
+    after = everything(database_of(tmp_path / "three"))
     assert set(before) == set(after)
     for table, rows in before.items():
         assert after[table] == rows, table
-    assert fsck(tmp_path / "two" / "syncline.db").ok
+    assert fsck(database_of(tmp_path / "three")).ok
+    assert filled.with_name("syncline.db.moved").exists()
+
+
+async def test_every_column_of_both_schemas_is_copied(filled: Path, new_database: Callable[[], str]) -> None:
+    """A column that a migration adds has to be said here to be left out, and in copy_sides to be copied."""
+    left_out = {"history": {"place"}, "head": {"version"}, "session": {"number"}}
+    dsn = new_database()
+    async with open_postgres(dsn):
+        pass
+    async with single_connection(dsn) as connection, copy_source(str(filled)) as source:
+        for table in (*CATALOG, REQUEST):
+            rows = await connection.fetch(
+                "SELECT attname, atttypid::regtype::text AS type FROM pg_attribute"
+                " WHERE attrelid = $1::regclass AND attnum > 0",
+                table.name,
+            )
+            columns = {row[0] for row in rows}
+            assert columns - left_out.get(table.name, set()) == set(table.columns), table.name
+            assert {row[0] for row in rows if row["type"] == "boolean"} <= BOOLEANS
+            assert await source.rows(table, None), f"{table.name} is empty in this test"
+        tables = await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'syncline'::regnamespace"
+        )
+    apart = {"store", "record", "entry", "revision", "staged", "staged_call"}
+    of_nodes_and_upkeep = {"schema_migration", "deleted_dataset", "ended_session", "lease", "node"}
+    copied_whole = {table.name for table in (*CATALOG, REQUEST)}
+    assert {row[0] for row in tables} == copied_whole | apart | of_nodes_and_upkeep
+
+
+class Between(Silent):
+    """Does something at the moment of the check, when most has been copied."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act = act
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        if line == "checking the copy":
+            self._act()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_g7_what_changes_meanwhile_is_followed(
+    tmp_path: Path, filled: Path, new_database: Callable[[], str], kind: str
+) -> None:
+    """Updates, deletes, owners that change alone, purges, datasets and sessions that go, between two passes."""
+    source = str(filled)
+    if kind == "postgres":
+        source = new_database()
+        await copied(filled, source)
+    clock = HeldClock()
+    clock.pass_seconds(1_000)
+
+    async def change() -> None:
+        opened = open_store(filled, clock=clock) if kind == "sqlite" else open_postgres(source, clock=clock)
+        async with opened as store:
+            dataset = await store.get_dataset("books")
+            books = Bench(store, clock, dataset, await store.get_source("books", "default"))
+            other = Bench(store, clock, dataset, await store.get_source("books", "other"))
+            await books.put({"k0": "newer", "new": 1}, identity=request("meanwhile"))
+            await other.put({"k6": -6, "k9": -9})  # unchanged, so they only go over
+            await books.remove("k12")
+            clock.pass_seconds(1_000)
+            await store.purge(
+                dataset.number, before_us=clock.us - 500_000_000, min_revisions=1, max_tombstones=100
+            )
+            await books.put({"k12": "back"})
+            await store.delete_dataset((await store.get_dataset("content")).number, expected_generation=None)
+            await store.discard_session("session-2-1", source_number=other.source.number)
+            await store.forget_requests(before_us=clock.us + 10**13, limit=1)
+            await store.delete_key("reader", expected_generation=None)
+            for _ in range(3):
+                await store.maintain()
+
+    def act() -> None:
+        run_apart(change())
+
+    target = tmp_path / "two"
+    async with copy_source(source) as old, copy_target(str(target)) as new:
+        await copy(old, new, Between(act), wait=False)
+    if kind == "postgres":  # what is there now is compared through another copy
+        return_copy = tmp_path / "moved"
+        async with single_connection(source) as connection:
+            moved = await connection.fetchval(
+                "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, 'syncline_moved_')"
+            )
+            await connection.execute(f"ALTER SCHEMA {moved} RENAME TO syncline")
+        await copied(source, return_copy)
+        before = everything(database_of(return_copy))
+    else:
+        before = everything(filled.with_name("syncline.db.moved"))
+    after = everything(database_of(target))
+    for side in (before, after):
+        side["deleted_dataset"].clear()  # upkeep of the new store removes its rows
+    numbers = {dict(row)["number"] for row in after["dataset"]}
+    for table in ("record", "entry", "revision"):
+        for side in (before, after):
+            side[table] = [row for row in side[table] if _number(table, dict(row)) in numbers]
+    for table, rows in before.items():
+        assert after[table] == rows, table
+    assert fsck(database_of(target)).ok
+
+
+def _number(table: str, row: dict[str, int]) -> int:
+    return row["slot"] >> 40 if table == "record" else row["dataset_number"]
+
+
+# -- what is refused ------------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_copied_is_refused_and_left_alone(
+    tmp_path: Path, filled: Path, new_database: Callable[[], str]
+) -> None:
+    database, other = new_database(), new_database()
+    with pytest.raises(StoreRefused, match="does not exist"):
+        await copied(tmp_path / "nothing", database)
+    with pytest.raises(StoreRefused, match="no store in"):
+        await copied(database, tmp_path / "x")
+    async with open_postgres(other) as store:
+        await Bench.make(store, HeldClock())
+    with pytest.raises(StoreRefused, match="holds a store already"):
+        await copied(filled, other)
+    busy = StoreFiles(database=tmp_path / "busy.db")
+    with pytest.raises(StoreRefused, match="is in use by another process"), exclusive_lock(busy):
+        await copied(filled, busy.database)
+    with pytest.raises(StoreRefused, match="stop the server"), exclusive_lock(StoreFiles(database=filled)):
+        await copied(filled, database)
+    with pytest.raises(StoreRefused, match="unfinished copy of another store"):
+        await copied(other, database)
+    with pytest.raises(StoreRefused, match="a directory of its own"):
+        refuse_same_place(str(filled), str(filled.with_name("other.db")))
+    await copied(filled, database)
+
+
+async def test_a_store_that_lost_commits_is_not_mixed_with_what_it_was(
+    tmp_path: Path, filled: Path, new_database: Callable[[], str]
+) -> None:
+    """A backup was restored between two runs: same store, other contents."""
+    backup = tmp_path / "backup.db"
+    admin.backup(filled, backup)
+    clock = HeldClock()
+    async with open_store(filled, clock=clock) as store:
+        dataset = await store.get_dataset("books")
+        books = Bench(store, clock, dataset, await store.get_source("books", "default"))
+        await books.put({"lost": 1})
+    database = new_database()
+    with pytest.raises(StoreRefused, match="stop the server"), exclusive_lock(StoreFiles(database=filled)):
+        await copied(filled, database)
+    admin.restore(backup, filled)
+    with pytest.raises(StoreRefused, match="lost commits since this copy began"):
+        await copied(filled, database)
+
+
+async def test_damage_is_not_copied(filled: Path, tmp_path: Path, new_database: Callable[[], str]) -> None:
+    with closing(sqlite3.connect(filled, isolation_level=None)) as connection:
+        connection.execute("UPDATE record SET data = CAST('{}' AS BLOB) WHERE record_id = 'k5'")
+    with pytest.raises(StoreRefused, match="the copy is damaged: dataset books: the data of 1 records"):
+        await copied(filled, new_database())
+    with closing(sqlite3.connect(filled, isolation_level=None)) as connection:
+        connection.execute("UPDATE entry SET hash = zeroblob(16) WHERE record_id = 'k5'")
+    with pytest.raises(StoreRefused, match="the copy of dataset books has"):
+        await copied(filled, tmp_path / "two")
+    assert filled.exists()
+
+
+async def test_two_copies_at_once(
+    filled: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_target, "ALONE_SECONDS", 1)
+    database = new_database()
+    async with copy_target(database):
+        with pytest.raises(StoreRefused, match="another copy to this database is running"):
+            await copied(filled, database)
+
+
+async def test_a_role_without_the_right_is_told_so(
+    filled: Path, new_database: Callable[[], str], postgres_cluster: PostgresCluster
+) -> None:
+    database = new_database()
+    postgres_cluster.execute("CREATE ROLE copier LOGIN")
+    with pytest.raises(StoreRefused, match="GRANT CREATE ON DATABASE") as refused:
+        await copied(filled, database.replace("//postgres@", "//copier:pass-word@"))
+    assert "pass-word" not in str(refused.value)
+
+
+async def test_a_long_transaction_is_waited_for(
+    tmp_path: Path, filled: Path, new_database: Callable[[], str]
+) -> None:
+    """Somebody holds a table for long: others get their turn between the attempts, and the copy ends after it."""
+    database = new_database()
+    await copied(filled, database)
+    reporter = Silent()
+    stranger = await asyncpg.connect(database)
+    async with copy_source(database) as old, copy_target(str(tmp_path / "two")) as new:
+        transaction = stranger.transaction()
+        await transaction.start()
+        await stranger.execute("LOCK TABLE syncline.replica IN ROW EXCLUSIVE MODE")
+        copying = asyncio.create_task(copy(old, new, reporter, wait=False))
+        while not any("waiting for a long transaction" in line for line in reporter.lines):
+            await asyncio.sleep(0.05)
+        await transaction.rollback()
+        await stranger.close()
+        assert (await copying).datasets == 3

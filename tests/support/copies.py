@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from support.store_values import Bench, HeldClock, body, dataset, key, request, source, upserts
+from support.store_values import Bench, HeldClock, key, request, source, upserts
 from syncline_server.model import (
     ConflictPolicy,
     Identity,
@@ -40,6 +40,11 @@ async def copied(source: str | Path, target: str | Path, *, wait: bool = False) 
     """Move a store, as the command does."""
     async with copy_source(str(source)) as old, copy_target(str(target)) as new:
         return await copy(old, new, Silent(), wait=wait)
+
+
+def database_of(directory: Path) -> Path:
+    """The store's file in a data directory."""
+    return directory / "syncline.db"
 
 
 async def fill(store: Store, clock: HeldClock) -> Bench:
@@ -129,9 +134,8 @@ def everything(path: Path) -> dict[str, list[Any]]:
         names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
         for (name,) in names.fetchall():
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({name})")]
-            rows = [
-                dict(zip(columns, row, strict=True)) for row in connection.execute(f"SELECT * FROM {name}")
-            ]
+            statement = f"SELECT * FROM {name}"  # noqa: S608 - a name from the schema
+            rows = [dict(zip(columns, row, strict=True)) for row in connection.execute(statement)]
             for row in rows:
                 _plain(name, row)
             found[name] = sorted((tuple(row.items()) for row in rows), key=repr)

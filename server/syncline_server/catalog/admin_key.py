@@ -29,7 +29,7 @@ async def ensure_admin_key(store: Store, path: Path) -> bool:
     """
     if await store.list_keys(limit=1):
         return False
-    path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+    _make_directory(path)
     turn = _turn(path.parent)
     await asyncio.to_thread(turn.__enter__)
     try:
@@ -54,6 +54,7 @@ async def _make_first(store: Store, path: Path) -> bool:
 
 async def make_admin_key(store: Store, path: Path, *, identity: RequestIdentity | None = None) -> bool:
     """Make an admin key and write it to a file that only this user can read; False: ``identity`` made one before."""
+    _make_directory(path)
     key_id = new_key_id()
     secret = new_secret(key_id)
     await asyncio.to_thread(_write_private, path, secret + "\n")
@@ -79,6 +80,10 @@ def _turn(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _make_directory(path: Path) -> None:
+    path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
 
 
 def _write_private(path: Path, text: str) -> None:

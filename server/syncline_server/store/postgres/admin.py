@@ -15,14 +15,13 @@ import asyncpg
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.postgres.connection import Connection, check, single_connection
 from syncline_server.store.postgres.fsck import fsck
-from syncline_server.store.postgres.schema import enter_history, refuse_other_states
+from syncline_server.store.postgres.schema import enter_history, expect_schema
 from syncline_server.store.postgres.schema import migrate as migrate_schema
 
 _END_SESSIONS: Final = """
 WITH ended AS (DELETE FROM session RETURNING number)
 INSERT INTO ended_session (number) SELECT number FROM ended
 """
-_HAS_TABLE: Final = "SELECT to_regclass('store') IS NOT NULL"
 _HAS_STORE: Final = "SELECT EXISTS (SELECT FROM store)"
 
 
@@ -40,8 +39,8 @@ async def migrate(dsn: str, *, dry_run: bool = False) -> Sequence[str]:
 async def expect_store(dsn: str) -> None:
     """Raise StoreRefused when no server has ever opened a store in this database."""
     async with _connected(dsn) as connection:
-        await refuse_other_states(connection)
-        if not await connection.fetchval(_HAS_TABLE) or not await connection.fetchval(_HAS_STORE):
+        await expect_schema(connection)
+        if not await connection.fetchval(_HAS_STORE):
             raise StoreRefused("there is no store in this database; start a server to make one")
 
 

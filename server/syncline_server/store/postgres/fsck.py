@@ -11,7 +11,7 @@ from syncline_server.model import DIGEST_MODULUS, Dataset
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.postgres.catalog import datasets_after
 from syncline_server.store.postgres.connection import Connection, single_connection
-from syncline_server.store.postgres.schema import missing_migrations, refuse_other_states
+from syncline_server.store.postgres.schema import expect_schema, missing_migrations
 from syncline_server.store.report import DatasetFacts, FsckReport, Progress
 
 CHUNK_ROWS: Final = 2_000
@@ -109,8 +109,8 @@ async def fsck(dsn: str, *, progress: Progress | None = None) -> FsckReport:
     """
     async with single_connection(dsn) as connection:
         try:
+            await expect_schema(connection)
             if missing := await missing_migrations(connection):
-                await refuse_other_states(connection)
                 raise StoreRefused(f"the store lacks {len(missing)} migrations; migrate it first")
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 await connection.execute(_BEGIN)

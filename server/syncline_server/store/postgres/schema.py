@@ -66,6 +66,13 @@ async def refuse_other_states(connection: Connection) -> None:
     )
 
 
+async def expect_schema(connection: Connection) -> None:
+    """Raise StoreRefused where there is no store, one that was moved away, or one that is not complete yet."""
+    await refuse_other_states(connection)
+    if not await connection.fetchval(_HAS_TABLE):
+        raise StoreRefused("there is no store in this database; start a server to make one")
+
+
 async def migrate(connection: Connection, *, schema: str = SCHEMA, dry_run: bool = False) -> Sequence[str]:
     """Bring the schema up to date, in one transaction; the names of the steps that were (to be) done.
 
