@@ -50,6 +50,8 @@ def shown(address: str) -> str:
         parts = urlsplit(address)
     except ValueError:
         return "postgresql://…"
+    if "@" in parts.path:  # a slash in the password that is not written as %2F
+        return "postgresql://…"
     query = "&".join(part for part in parts.query.split("&") if not part.startswith("password="))
     user, at, hosts = parts.netloc.rpartition("@")
     return urlunsplit(
