@@ -99,12 +99,13 @@ class Floor:
         self._pool = pool
         self._datasets: dict[str, int] = {}
 
-    async def push_bulk(self, collection: str, items: list[Item]) -> None:
+    async def push_bulk(self, collection: str, items: list[Item], *, in_flight: int = IN_FLIGHT) -> None:
         """``unnest`` upserts, 1,000 a statement, each a transaction, as many on their way as calls with us."""
         dataset = self._datasets.setdefault(collection, len(self._datasets) + 1)
+        calls = enumerate(batches(items, CALL_RECORDS), 1)
         await run_limited(
-            partial(self._upsert, dataset, revision, batch)
-            for revision, batch in enumerate(batches(items, CALL_RECORDS), 1)
+            (partial(self._upsert, dataset, revision, batch) for revision, batch in calls),
+            in_flight=in_flight,
         )
 
     async def _upsert(self, dataset: int, revision: int, batch: list[Item]) -> None:
