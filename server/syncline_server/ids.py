@@ -1,12 +1,19 @@
-"""Ids that the server makes."""
+"""Ids that the server makes, and what no id holds."""
 
 import os
+import re
 import uuid
 from collections.abc import Callable
 from typing import Final
 
 _TAIL_BITS: Final = 74
 _STEP_BYTES: Final = 4
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def has_controls(text: str) -> bool:
+    """Whether a text holds control characters. No record id does, whatever it is made of, and stores rely on that."""
+    return _CONTROLS.search(text) is not None
 
 
 def new_uid() -> bytes:

@@ -349,7 +349,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upserts:
-    """Checked records, as columns. Record ids are unique within one of these."""
+    """Checked records, as columns. Record ids are unique within one of these, and hold no control characters."""
 
     record_ids: Sequence[str]
     data: Sequence[bytes]
@@ -361,7 +361,7 @@ class Upserts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletes:
-    """Record ids to delete, unique within one of these."""
+    """Record ids to delete, unique within one of these, without control characters."""
 
     record_ids: Sequence[str]
 

@@ -18,7 +18,7 @@ from syncline_server.errors import (
     PermissionDenied,
     SynclineError,
 )
-from syncline_server.ids import UuidSequence
+from syncline_server.ids import UuidSequence, has_controls
 from syncline_server.ingest.committer import Committer
 from syncline_server.ingest.records import CheckedRecords, Limits, RecordReader
 from syncline_server.model import (
@@ -258,11 +258,13 @@ class WritePath:
             )
         longest = self._limits.bytes_per_record_id
         for index, record_id in enumerate(record_ids):
-            if not record_id or len(record_id.encode()) > longest:
+            if not record_id or len(record_id.encode()) > longest or has_controls(record_id):
                 raise InvalidArgument(
                     "INVALID_REQUEST",
-                    f"record_ids[{index}]: an id has 1 to {longest} bytes",
-                    fields=[(f"record_ids[{index}]", f"must have 1 to {longest} bytes")],
+                    f"record_ids[{index}]: an id has 1 to {longest} bytes and no control characters",
+                    fields=[
+                        (f"record_ids[{index}]", f"must have 1 to {longest} bytes and no control characters")
+                    ],
                 )
 
     def _reader(self, opened: OpenDataset) -> RecordReader:

@@ -7,6 +7,7 @@ from typing import Final
 from syncline_server.errors import InvalidArgument, NotFound
 from syncline_server.feed.feed import Feed
 from syncline_server.filters.selection import Selection
+from syncline_server.ids import has_controls
 from syncline_server.model import Dataset, Record
 from syncline_server.query import page_tokens
 from syncline_server.query.selecting import Selected, masked, select_page
@@ -71,7 +72,7 @@ class Records:
         """Read one record. Raises NotFound(RECORD_NOT_FOUND)."""
         await self._reach(dataset, min_revision, timeout_seconds)
         records, _, revision = await self._store.get_records(
-            dataset.number, [record_id], max_bytes=_ANY_BYTES
+            dataset.number, _possible([record_id]), max_bytes=_ANY_BYTES
         )
         if not records:
             raise NotFound(
@@ -113,7 +114,7 @@ class Records:
         await self._reach(dataset, min_revision, timeout_seconds)
         wanted = list(dict.fromkeys(record_ids))
         records, unread, revision = await self._store.get_records(
-            dataset.number, wanted, max_bytes=_BATCH_BYTES
+            dataset.number, _possible(wanted), max_bytes=_BATCH_BYTES
         )
         found = {record.record_id: masked(record, selection) for record in records}
         left = set(unread)
@@ -178,3 +179,8 @@ class Records:
     async def _reach(self, dataset: Dataset, revision: int, timeout_seconds: float | None) -> None:
         if revision > dataset.head.revision:
             await self._feed.wait_revision(dataset.number, revision, timeout_seconds=timeout_seconds)
+
+
+def _possible(record_ids: Sequence[str]) -> Sequence[str]:
+    """Those that a record can have; stores are asked for no others."""
+    return [record_id for record_id in record_ids if not has_controls(record_id)]

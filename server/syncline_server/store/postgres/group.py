@@ -36,6 +36,7 @@ from syncline_server.store.plan import (
 )
 from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.requests import answer_of, columns_of
+from syncline_server.store.postgres.text import lines
 from syncline_server.store.rows import dataset_state
 
 # $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
@@ -124,7 +125,7 @@ async def look(
         list(identities),
         list({c.producer.producer_number for c in commits if c.producer is not None}),
         numbers,
-        "\n".join(ids),
+        lines(ids),
     )
     now_us, datasets, sources, sessions, answers, producers, *entries = row
     decoded = [
@@ -252,7 +253,7 @@ def _changes(
     some_known = [tag & 1 for tag in set(tags)]
     if len(places) == 1 and positions[-1] - positions[0] == len(positions) - 1:
         positions = positions[:1]
-    text, data_text = "\n".join(ids), b"\n".join(bodies).decode()
+    text, data_text = lines(ids), b"\n".join(bodies).decode()
     return _one_for_all(tags), positions, text, data_text, b"".join(hashes), 1 in some_known, 0 in some_known
 
 

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from syncline_server.model import ChangeKind, Changes, EntryPage, Head, Page, Reason, Record
 from syncline_server.store.postgres.connection import Connection
+from syncline_server.store.postgres.text import bound
 from syncline_server.store.rows import dataset_not_found, head_of
 
 _HEAD_COLUMNS: Final = """
@@ -255,7 +256,7 @@ async def list_records(
     connection: Connection, dataset_number: int, *, after: str, limit: int, max_bytes: int
 ) -> tuple[Sequence[Record], bool, int]:
     """Read live records in the order of their ids. Raises NotFound."""
-    row = await connection.fetchrow(_LIST, dataset_number, after, limit, max_bytes)
+    row = await connection.fetchrow(_LIST, dataset_number, bound(after), limit, max_bytes)
     if row is None:
         raise dataset_not_found()
     return _records(row[2:]), row[1], row[0]
@@ -281,9 +282,9 @@ async def list_entries(
     connection: Connection, dataset_number: int, *, after: str, through: str, limit: int
 ) -> EntryPage:
     """Read live entries of a range. Raises NotFound."""
-    asked = (dataset_number, after, limit + 1)
+    asked = (dataset_number, bound(after), limit + 1)
     if through:
-        row = await connection.fetchrow(_ENTRIES_THROUGH, *asked, through)
+        row = await connection.fetchrow(_ENTRIES_THROUGH, *asked, bound(through))
     else:
         row = await connection.fetchrow(_ENTRIES, *asked)
     if row is None:
@@ -303,9 +304,9 @@ async def list_entries(
 async def count_entries(connection: Connection, dataset_number: int, *, after: str, through: str) -> int:
     """Count live entries of a range. Raises NotFound."""
     if through:
-        count = await connection.fetchval(_COUNT_THROUGH, dataset_number, after, through)
+        count = await connection.fetchval(_COUNT_THROUGH, dataset_number, bound(after), bound(through))
     else:
-        count = await connection.fetchval(_COUNT, dataset_number, after)
+        count = await connection.fetchval(_COUNT, dataset_number, bound(after))
     if count is None:
         raise dataset_not_found()
     return int(count)

@@ -48,6 +48,7 @@ from syncline_server.store.postgres.requests import (
     remember_answer,
     remember_resource,
 )
+from syncline_server.store.postgres.text import lines
 from syncline_server.store.rows import session_of
 
 _SESSION: Final = """
@@ -131,7 +132,7 @@ async def open_session(
 
 async def session_by_id(connection: Connection, session_id: str, source_number: int | None = None) -> Session:
     """Read an open session, of this source if one is given. Raises SESSION_INVALID."""
-    row = await connection.fetchrow(_BY_ID, session_id)
+    row = await connection.fetchrow(_BY_ID, session_id) if "\0" not in session_id else None
     if row is None or source_number not in (None, row[2]):
         raise session_invalid()
     return session_of(row)
@@ -162,7 +163,7 @@ async def stage(
         name,
         fingerprint,
         content_of(write),
-        "\n".join(write.record_ids),
+        lines(write.record_ids),
         b"".join(write.hashes) if isinstance(write, Upserts) else None,
         b"\n".join(write.data).decode() if isinstance(write, Upserts) else None,
         held_us,
