@@ -124,19 +124,108 @@ async def reads(books: syncline.Dataset[Book]) -> None:
     assert_type(copy["1"], Book)
 
 
+async def selections(books: syncline.Dataset[Book]) -> None:
+    async for each in books.records(filter="pages > 100", fields=["title"]):
+        assert_type(each, syncline.Record[Book])
+    page = await books.sync(filter="pages > 100", fields=("title",), all=True)
+    assert_type(page, syncline.SyncPage[Book])
+    assert_type(books.changes(filter="pages > 100"), syncline.ChangeFeed[Book])
+    books.changes(filter=100)  # type: ignore[arg-type]
+
+
 async def replicas(books: syncline.Dataset[Book]) -> None:
-    async with books.replica("books.db", filter="pages > 100", fields=["title"]) as replica:
+    async with books.replica(
+        "books.db", filter="pages > 100", fields=["title"], replica_id="kiosk"
+    ) as replica:
+        assert_type(replica, syncline.Replica[Book])
+        await replica.ready(timeout_seconds=5)
         assert_type(replica["1"], Book)
         assert_type(replica.get("1"), Book | None)
         assert_type(replica.get("1", "no such book"), Book | str)
+        assert_type("1" in replica, bool)
+        assert_type(len(replica), int)
+        assert_type(list(replica), list[str])
         assert_type(dict(replica.items()), dict[str, Book])
+        assert_type(list(replica.values()), list[Book])
         assert_type(replica.where(lambda book: book.title == "Zen"), list[Book])
         assert_type(replica.record("1"), syncline.Put[Book])
+        assert_type(list(replica.records()), list[syncline.Put[Book]])
+        replica.where(lambda book: book.author)  # type: ignore[attr-defined]
+
+        await replica.wait_for(7, timeout_seconds=5)
+        await replica.fresh(max_age=datetime.timedelta(seconds=5))
+        await replica.fresh(5)  # type: ignore[arg-type]
+        assert_type(replica.revision, int)
+        assert_type(replica.digest, bytes)
         assert_type(replica.staleness, datetime.timedelta | None)
+        assert_type(replica.state, syncline.ReplicaState)
+        assert_type(replica.is_verified, bool)
+        assert_type(replica.repairs, list[syncline.Repair])
+        assert_type(await replica.verify(), bool)
+        assert_type(await books.verify_replica("books.db"), syncline.ReplicaProof)
+
         async for change in replica.changes():
             assert_type(change, syncline.Put[Book] | syncline.Delete | syncline.Remove)
         forget = replica.on_change(lambda change: print(change.record_id))
         forget()
+
+        async def tell(change: syncline.Change[Book]) -> None:
+            if isinstance(change, syncline.Put):
+                assert_type(change.data, Book)
+
+        replica.on_change(tell)
+        replica.on_change(print, 1)  # type: ignore[call-arg]
+
+    def report(error: Exception, change: syncline.Change[Book]) -> None:
+        print(error, change.revision)
+
+    assert_type(books.replica(on_error=report), syncline.Replica[Book])
+    books.replica(on_error=lambda: None)  # type: ignore[misc, arg-type]
+
+
+async def mirrors(client: syncline.Client) -> None:
+    async with client.mirror("library-", "copies/", filter="year > 1900", replica_id="kiosk") as mirror:
+        assert_type(mirror, syncline.Mirror)
+        await mirror.ready()
+        assert_type(mirror["library-books"], syncline.Replica[Mapping[str, Any]])
+        assert_type(list(mirror), list[str])
+        assert_type(mirror.gone, frozenset[str])
+        assert_type(mirror.failed, Mapping[str, BaseException])
+        assert_type(mirror.staleness, datetime.timedelta | None)
+    assert_type(await client.heads("library-"), list[syncline.DatasetHead])
+    client.mirror("library-")  # type: ignore[call-arg]
+
+
+async def producers(client: syncline.Client, books: syncline.Dataset[Book], book: Book) -> None:
+    def refused(reading: syncline.RefusedReading) -> None:
+        assert_type(reading.violations, tuple[syncline.Violation, ...])
+
+    async with books.producer(
+        "shelf-17", source="roof", spool="shelf.db", on_full="drop_oldest", on_refused=refused
+    ) as producer:
+        assert_type(producer, syncline.Producer[Book])
+        producer.send(book)
+        await producer.send(b"{}")  # waits while there is no room
+        producer.send(5)  # type: ignore[arg-type]
+        await producer.saved()
+        await producer.flush()
+        assert_type(producer.stats, syncline.ProducerStats)
+        assert_type(producer.stats.durable, int)
+    books.producer("shelf-17", on_full="block")  # type: ignore[arg-type]
+
+    for info in await client.producers("books", "roof"):
+        assert_type(info, syncline.ProducerInfo)
+    async with client.watch_producers("books") as watch:
+        async for news in watch:
+            assert_type(news, syncline.ProducerInfo | syncline.ProducerForgotten)
+
+
+async def uptake(books: syncline.Dataset[Book], book: Book) -> None:
+    result = await books.push([book], wait_uptake=0.95, timeout=60)
+    assert_type(result.uptake, syncline.Uptake | None)
+    known = await books.uptake(result.revision)
+    assert_type(known.ratio, float)
+    assert_type(known.replicas, tuple[syncline.ReplicaUptake, ...])
 
 
 async def errors(books: syncline.Dataset[Book]) -> None:
