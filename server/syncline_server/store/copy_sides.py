@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from syncline_server.digests import digest_sum
 from syncline_server.model import DIGEST_MODULUS
+from syncline_server.store.abc import StoreRefused
 
 Row: TypeAlias = tuple[Any, ...]
 Key: TypeAlias = tuple[Any, ...]
@@ -192,6 +193,12 @@ class Side(Protocol):
         """Numbers that differ when the remembered requests differ."""
 
 
+def refuse_problems(problems: Sequence[str]) -> None:
+    """Raise StoreRefused when a check of the new store found some."""
+    if problems:
+        raise StoreRefused(f"the copy is damaged: {problems[0]}; check the old store (syncline-server fsck)")
+
+
 class CopySource(Side, Protocol):
     """The store that is copied. Nothing of it changes until it is set aside."""
 
@@ -304,8 +311,11 @@ class CopyTarget(Side, Protocol):
     async def accept(self, session_id: str, calls: Sequence[StagedCall], active_time_us: int) -> None:
         """Add accepted calls, whose actions are all there."""
 
-    async def check(self) -> Sequence[str]:
-        """Problems that fsck finds."""
+    async def checked(self) -> bool:
+        """Whether ``check`` found nothing in an earlier run."""
+
+    async def check(self) -> None:
+        """Read everything back. Raises StoreRefused with what fsck finds."""
 
     async def equal(self, sequences: Mapping[str, int]) -> None:
         """Everything is in it: durably note that."""

@@ -89,13 +89,13 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
     async with source.snapshot():
         await run.check_past()
     passes = await run.follow()
-    reporter.say("checking the copy")
-    async with source.snapshot():
-        await run.settle()
-        await run.compare()
-    if problems := await target.check():
-        raise StoreRefused(f"the copy is damaged: {problems[0]}; check {source.name} (syncline-server fsck)")
-    passes += await run.follow()
+    if not await target.checked():
+        reporter.say("checking the copy")
+        async with source.snapshot():
+            await run.settle()
+            await run.compare()
+        await target.check()
+        passes += await run.follow()
     async with source.final(reporter, wait=wait, meanwhile=run.follow):
         locked = time.monotonic()
         await run.settle()
@@ -150,6 +150,9 @@ class _Copy:
         self._copied: dict[int, Copied] = {}
         self._owners: dict[int, set[int]] = {}
         """Who owned the records of a dataset when they were copied."""
+        self._purged: dict[int, int] = {}
+        self._done = 0
+        self._total = 0
         self.rows = 0
 
     async def check_past(self) -> None:
@@ -173,8 +176,10 @@ class _Copy:
         for number in range(1, MAX_PASSES + 1):
             began = time.monotonic()
             heads = await self._source.heads()
+            self._total = sum(head.last_position for head in heads)
+            self._done = sum(self._of(head.number).position for head in heads)
             for head in heads:
-                await self._records(head, heads)
+                await self._records(head)
             await self._requests()
             if time.monotonic() - began < LITTLE_SECONDS:
                 return number
@@ -193,9 +198,11 @@ class _Copy:
             await self._target.drop(number)
             del self._copied[number]
         for head in heads:
-            await self._records(head, heads)
+            await self._records(head)
             await self._revisions(head)
-            await self._target.purge(head.number, head.purge_revision)
+            if self._purged.get(head.number) != head.purge_revision:
+                await self._target.purge(head.number, head.purge_revision)
+                self._purged[head.number] = head.purge_revision
         await self._compare_owners(heads, before)
         if self._source.stages:
             await self._sessions()
@@ -217,7 +224,7 @@ class _Copy:
     def _of(self, dataset_number: int) -> Copied:
         return self._copied.get(dataset_number, Copied())
 
-    async def _records(self, head: Head, heads: Sequence[Head]) -> None:
+    async def _records(self, head: Head) -> None:
         """Follow the records of a dataset to where it stood when ``head`` was read."""
         number = head.number
         after = self._of(number).position
@@ -226,12 +233,13 @@ class _Copy:
         owners = self._owners.setdefault(number, set())
         async with aclosing(self._batches(number, after, head.last_position)) as batches:
             async for batch in batches:
-                self._copied[number] = await self._target.put(number, self._of(number), batch)
+                before = self._of(number)
+                self._copied[number] = await self._target.put(number, before, batch)
                 owners.update(change[SOURCE] for change in batch)
                 self.rows += len(batch)
                 failpoints.hit("copy.batch")
-                done = sum(min(self._of(one.number).position, one.last_position) for one in heads)
-                self._reporter.progress(done, sum(one.last_position for one in heads))
+                self._done += self._of(number).position - before.position
+                self._reporter.progress(self._done, max(self._total, self._done))
 
     async def _batches(self, number: int, after: int, last: int) -> AsyncGenerator[Sequence[Change], None]:
         """Batches of changes up to a position at least; while one is written the next one is read."""

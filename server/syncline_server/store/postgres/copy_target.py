@@ -24,6 +24,7 @@ from syncline_server.store.copy_sides import (
     StagedAction,
     StagedCall,
     Table,
+    refuse_problems,
 )
 from syncline_server.store.postgres.connection import SCHEMA, check
 from syncline_server.store.postgres.copy_side import WHOLE_TABLES, PostgresSide, connected
@@ -33,6 +34,9 @@ from syncline_server.store.postgres.schema import INCOMING, migrate, missing_mig
 ALONE_SECONDS: Final = 20
 """A copy that was killed holds its lock until the server notices that it is gone."""
 
+# A crash of the server may take the newest batches of an unfinished copy, never one and leave a later one.
+_HASTY: Final = "SET synchronous_commit = off"
+_DURABLE: Final = "SET LOCAL synchronous_commit TO DEFAULT"
 _ALONE: Final = "SELECT pg_try_advisory_lock(hashtextextended('syncline.copy', 0))"
 _HAS: Final = "SELECT to_regclass($1) IS NOT NULL"
 _HOLDS: Final = (
@@ -41,7 +45,7 @@ _HOLDS: Final = (
 )
 _STORE: Final = f"SELECT store_id, token_secret FROM {SCHEMA}.store"
 _MAKE_STATE: Final = """
-CREATE TABLE copy_state (one smallint PRIMARY KEY CHECK (one = 1), equal boolean NOT NULL);
+CREATE TABLE copy_state (one smallint PRIMARY KEY CHECK (one = 1), checked boolean NOT NULL, equal boolean NOT NULL);
 CREATE TABLE copy_dataset (
     dataset_number  bigint PRIMARY KEY,
     position        bigint NOT NULL,
@@ -49,9 +53,11 @@ CREATE TABLE copy_dataset (
     record_count    bigint NOT NULL,
     digest          bytea NOT NULL
 );
-INSERT INTO copy_state VALUES (1, false)
+INSERT INTO copy_state VALUES (1, false, false)
 """
 _EQUAL: Final = "SELECT equal FROM copy_state"
+_CHECKED: Final = "SELECT checked FROM copy_state"
+_SET_CHECKED: Final = "UPDATE copy_state SET checked = true"
 _SET_EQUAL: Final = "UPDATE copy_state SET equal = $1"
 _INSERT_STORE: Final = "INSERT INTO store (one, store_id, token_secret) VALUES (1, $1, $2)"
 _FINISH: Final = f"DROP TABLE copy_state, copy_dataset; ALTER SCHEMA {INCOMING} RENAME TO {SCHEMA}"
@@ -142,6 +148,7 @@ class PostgresTarget(PostgresSide):
                 await asyncio.sleep(1)
             else:
                 raise StoreRefused("another copy to this database is running")
+            await connection.execute(_HASTY)
             yield cls(dsn, connection)
 
     async def phase(self) -> tuple[Phase, Identity | None]:
@@ -319,15 +326,22 @@ class PostgresTarget(PostgresSide):
             "staged_call", records=[(number, *call) for call in calls], columns=_CALL_COLUMNS
         )
 
-    async def check(self) -> Sequence[str]:
+    async def checked(self) -> bool:
+        """See ``CopyTarget``."""
+        return bool(await self._connection.fetchval(_CHECKED))
+
+    async def check(self) -> None:
         """See ``CopyTarget``."""
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             await self._connection.execute(WHOLE_TABLES)
-            return (await check_store(self._connection, None)).problems
+            report = await check_store(self._connection, None)
+        refuse_problems(report.problems)
+        await self._connection.execute(_SET_CHECKED)
 
     async def equal(self, sequences: Mapping[str, int]) -> None:
         """See ``CopyTarget``."""
         async with self._connection.transaction():
+            await self._connection.execute(_DURABLE)
             numbers = {**sequences, "history": await self._connection.fetchval(_HISTORIES)}
             for name, number in numbers.items():
                 await self._connection.fetchval(_SET_SEQUENCE, name, number)
@@ -336,6 +350,7 @@ class PostgresTarget(PostgresSide):
     async def finish(self) -> None:
         """See ``CopyTarget``."""
         async with self._connection.transaction():
+            await self._connection.execute(_DURABLE)
             await self._connection.execute(_FINISH)
 
 

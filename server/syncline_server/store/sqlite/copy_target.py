@@ -22,6 +22,7 @@ from syncline_server.store.copy_sides import (
     StagedAction,
     StagedCall,
     Table,
+    refuse_problems,
 )
 from syncline_server.store.sqlite.columns import json_array
 from syncline_server.store.sqlite.connection import READER, WRITER, open_plain
@@ -49,7 +50,13 @@ _TARGET: Final = {
 _DURABLE: Final = "PRAGMA synchronous = FULL"
 _NEWEST_REQUEST: Final = "SELECT ifnull(max(remember_until_us), 0) FROM request"
 _MAKE_STATE: Final = (
-    "CREATE TABLE copy_state (one INTEGER PRIMARY KEY CHECK (one = 1), equal INTEGER NOT NULL) STRICT",
+    """
+CREATE TABLE copy_state (
+    one      INTEGER PRIMARY KEY CHECK (one = 1),
+    checked  INTEGER NOT NULL,
+    equal    INTEGER NOT NULL
+) STRICT
+""",
     """
 CREATE TABLE copy_dataset (
     dataset_number  INTEGER PRIMARY KEY,
@@ -59,11 +66,13 @@ CREATE TABLE copy_dataset (
     digest          BLOB NOT NULL
 ) STRICT
 """,
-    "INSERT INTO copy_state VALUES (1, 0)",
+    "INSERT INTO copy_state VALUES (1, 0, 0)",
 )
 _DROP_STATE: Final = ("DROP TABLE IF EXISTS copy_state", "DROP TABLE IF EXISTS copy_dataset")
 _HAS_STATE: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'copy_state'"
 _EQUAL: Final = "SELECT equal FROM copy_state"
+_CHECKED: Final = "SELECT checked FROM copy_state"
+_SET_CHECKED: Final = "UPDATE copy_state SET checked = 1"
 _SET_EQUAL: Final = "UPDATE copy_state SET equal = 1"
 _NOT_EQUAL: Final = "UPDATE copy_state SET equal = 0"
 _INSERT_STORE: Final = "INSERT INTO store (one, store_id, token_secret) VALUES (1, ?, ?)"
@@ -322,9 +331,14 @@ class SqliteTarget(SqliteSide):
             file.execute(_SET_STATE, (calls[-1][0], calls[-1][4], active_time_us))
             file.execute("COMMIT")
 
-    async def check(self) -> Sequence[str]:
+    async def checked(self) -> bool:
         """See ``CopyTarget``."""
-        return fsck(self.files.incoming).problems
+        return bool(self._connection.execute(_CHECKED).fetchone()[0])
+
+    async def check(self) -> None:
+        """See ``CopyTarget``."""
+        refuse_problems(fsck(self.files.incoming).problems)
+        self._connection.execute(_SET_CHECKED)
 
     async def equal(self, sequences: Mapping[str, int]) -> None:
         """See ``CopyTarget``."""
