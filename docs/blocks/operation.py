@@ -22,9 +22,10 @@ EVENTS: dict[str, str] = {
     "server.started": "The server listens on these addresses.",
     "server.stopped": "Everything is written and closed.",
     "server.stopping": "A signal asked the server to stop; it drains.",
-    "store.failed": "The disk failed inside a commit, so what is on it is unknown; the process ends and is to be started again.",
+    "store.failed": "The disk failed inside a commit, so what is on it is unknown, or the database is another one than it was (a fail-over); the process ends and is to be started again.",
     "store.not_writable": "Writes are refused from now on, for this reason; reads and streams go on.",
     "store.writable": "Writes are accepted again.",
+    "notify.broken": "The connection by which nodes wake each other broke, or nothing came through it any more. It is tried again and again; until it is back, this node looks for what others did every second.",
     "purge.held_back": "Tombstones are old enough to go, but this replica has not come so far yet.",
     "upkeep.failed": "A run of a background task failed; the next one comes at its time.",
 }

@@ -5,6 +5,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from blocks.markdown import table as markdown_table
 from syncline_server.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -33,11 +35,18 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(typing.get_args(annotation)[0])}"
     if origin is typing.Annotated:
         return _type(typing.get_args(annotation)[0])
-    return {str: "text", int: "integer", float: "number", bool: "true / false", Path: "path"}[annotation]
+    return {
+        str: "text",
+        SecretStr: "text, secret",
+        int: "integer",
+        float: "number",
+        bool: "true / false",
+        Path: "path",
+    }[annotation]
 
 
 def _default(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value == "" or value == SecretStr(""):
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
