@@ -427,7 +427,7 @@ class ReplicaUptake(_message.Message):
     revision: _builtins.int
     """The newest revision that it has applied; 0: none yet."""
     connected: _builtins.bool
-    """Whether a stream of it is open."""
+    """Whether a stream of it is open on the node that answers. One that follows on another node is not."""
     holds_purge: _builtins.bool
     """Purge waits for it."""
     @_builtins.property
