@@ -133,7 +133,8 @@ class ServerProcess:
         """``start``, blocking."""
         assert not self.is_running
         self._close()
-        self.data.parent.mkdir(parents=True, exist_ok=True)
+        for path in (self.data, self.log_file):
+            path.parent.mkdir(parents=True, exist_ok=True)
         command = [*self._prefix, sys.executable, "-m", "syncline_server", "serve"]
         command += ["--data", str(self.data), "--listen", self._listen, *self._args]
         with self.log_file.open("ab") as log:
