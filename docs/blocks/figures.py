@@ -6,16 +6,21 @@ from typing import Any
 
 from blocks.markdown import table as markdown_table
 
-PEERS = ("syncline", "etcd", "nats", "sqlite", "grpc")
+PEERS = ("syncline", "etcd", "nats", "sqlite", "postgres", "grpc")
+BARE = {"grpc": "grpc", "pg": "postgres"}
+"""Columns of what is measured under several names, by how these begin."""
 
 
 def table(root: Path) -> str | None:
-    """The table, or None when there are no results to show. ``grpc`` is a bare grpc.aio server."""
+    """The table, or None when there are no results to show.
+
+    ``grpc`` is a bare grpc.aio server, ``postgres`` asyncpg without a server of ours.
+    """
     results = root / "bench" / "results.json"
     if not results.is_file():
         return None
     figures = {
-        name: {"grpc" if key.startswith("grpc_") else key: value for key, value in figure.items()}
+        name: {BARE.get(key.partition("_")[0], key): value for key, value in figure.items()}
         for name, figure in json.loads(results.read_text())["figures"].items()
     }
     peers = [peer for peer in PEERS if any(peer in figure for figure in figures.values())]
