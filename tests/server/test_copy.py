@@ -17,6 +17,7 @@ from syncline_server.store.abc import StoreRefused
 from syncline_server.store.copy_places import copy_source, copy_target, refuse_same_place
 from syncline_server.store.copy_sides import BOOLEANS, CATALOG, REQUEST
 from syncline_server.store.copying import copy
+from syncline_server.store.postgres import copy_source as postgres_source
 from syncline_server.store.postgres import copy_target as postgres_target
 from syncline_server.store.postgres import open_store as open_postgres
 from syncline_server.store.postgres.connection import single_connection
@@ -177,9 +178,15 @@ async def test_what_cannot_be_copied_is_refused_and_left_alone(
         await copied(filled, database)
     with pytest.raises(StoreRefused, match="unfinished copy of another store"):
         await copied(other, database)
+    with pytest.raises(StoreRefused, match="unfinished copy of a store: run syncline-server copy again"):
+        async with open_postgres(database):
+            pass
     with pytest.raises(StoreRefused, match="a directory of its own"):
         refuse_same_place(str(filled), str(filled.with_name("other.db")))
     await copied(filled, database)
+    with pytest.raises(StoreRefused, match="moved away from here"):
+        async with open_store(filled, clock=HeldClock()):
+            pass
 
 
 async def test_a_store_that_lost_commits_is_not_mixed_with_what_it_was(
@@ -234,9 +241,10 @@ async def test_a_role_without_the_right_is_told_so(
 
 
 async def test_a_long_transaction_is_waited_for(
-    tmp_path: Path, filled: Path, new_database: Callable[[], str]
+    tmp_path: Path, filled: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody holds a table for long: others get their turn between the attempts, and the copy ends after it."""
+    monkeypatch.setattr(postgres_source, "LOCK_PAUSE_SECONDS", 0.1)
     database = new_database()
     await copied(filled, database)
     reporter = Silent()

@@ -13,7 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from syncline_server.cli.shell import EXIT_INTERRUPTED, carry_out, fail
-from syncline_server.store.copy_places import copy_source, copy_target, is_postgres, refuse_same_place
+from syncline_server.store.copy_places import (
+    copy_source,
+    copy_target,
+    is_postgres,
+    refuse_same_place,
+    store_file,
+)
 from syncline_server.store.copying import CopyReport
 from syncline_server.store.copying import copy as copy_store
 from syncline_server.store.opening import shown
@@ -66,6 +72,8 @@ def copy(
         f"nobody could write for {report.final_seconds:.2f} s"
     )
     typer.echo(f"start the servers with {'--store' if is_postgres(target) else '--data'} {_shown(target)}")
+    if not is_postgres(target) and not store_file(target).with_name("admin.key").exists():
+        typer.echo("all keys stay valid; take the file admin.key along from the old data directory")
 
 
 async def _copy(source: str, target: str, reporter: "_Reporter", *, wait: bool) -> CopyReport:

@@ -27,7 +27,8 @@ from syncline_server.store.postgres.copy_side import PostgresSide, connected
 from syncline_server.store.postgres.schema import MOVED, missing_migrations
 
 LOCK_ATTEMPTS: Final = 30
-LOCK_PAUSE_SECONDS: Final = 1.0
+LOCK_PAUSE_SECONDS: Final = 3.0
+"""In which those go on who queued behind the attempt."""
 STAGED_CALLS: Final = 1_000
 
 _HEADS: Final = """
@@ -79,8 +80,9 @@ _TABLES: Final = """
 SELECT string_agg(quote_ident(relname), ', ' ORDER BY relname <> 'head', relname)
 FROM pg_class WHERE relnamespace = $1::regnamespace AND relkind = 'r'
 """
-# Held no longer than this by a copy that stands still; behind somebody's long transaction nobody waits long for it.
-_LIMITS: Final = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '3s'"
+# Held no longer than this by a copy that stands still. Whoever writes queues behind the attempt, so that is short, and
+# just long enough for autovacuum to step back.
+_LIMITS: Final = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '1500ms'"
 _NO_LIMITS: Final = "SET LOCAL idle_in_transaction_session_timeout = 0"
 _MOVED: Final = (
     f"SELECT nspname FROM pg_namespace WHERE starts_with(nspname, '{MOVED}') ORDER BY nspname DESC LIMIT 1"
