@@ -54,6 +54,7 @@ async def test_g16_accrue_shows_nothing_before_commit(things):
     assert (await things.sync()).checkpoint.revision == 2
 
 
+@pytest.mark.on_both
 async def test_g15_replace_is_exact(client, things):
     """B-02, B-16, G15: what is not in it goes, only real changes are events, other sources are left alone."""
     await things.push([{"id": "other", "v": 0}], source="default")
@@ -227,6 +228,7 @@ async def test_t40_close_names_the_calls_it_knows_of(things):
     assert (await session.close(commit=True)).created == 10
 
 
+@pytest.mark.on_both
 async def test_b18_a_session_survives_a_restart(server, things):
     """B-18: staged rows are durable."""
     session = await things.open_session("replace", source="feed")

@@ -62,6 +62,7 @@ async def test_an_empty_dataset_has_a_checkpoint(things):
     assert page.reset is None
 
 
+@pytest.mark.on_both
 async def test_g07_pages_end_in_an_exact_copy(things):
     """G7, G8: pages are bounded, contiguous, and proven by count and digest at the checkpoint."""
     await things.push(rows(0, 3_000))
@@ -108,6 +109,7 @@ async def test_g09_versions_in_between_are_conflated(things):
     assert [(c.record_id, c.data["v"], c.revision) for c in page.changes] == [("000000", 19, 20)]
 
 
+@pytest.mark.on_both
 async def test_g11_a_token_works_across_a_restart(server, things):
     await things.push(rows(0, 10))
     copy, token = await copy_of(things)
@@ -186,6 +188,7 @@ async def test_g14_min_revision_waits(things):
     assert late.value.reason == "REVISION_NOT_REACHED"
 
 
+@pytest.mark.on_both
 async def test_subscribe_from_empty_then_live(things):
     """A complete copy first, then each commit with its checkpoint."""
     await things.push(rows(0, 2_500))
@@ -271,6 +274,7 @@ async def test_g10_bookmarks_come_when_idle(make_server):
     assert idle.revision == 1
 
 
+@pytest.mark.on_both
 async def test_g11_g20_a_subscriber_survives_restarts_and_never_skips(server, things):
     """G11, G20, T110: SIGTERM gives a last token, kill -9 does not; either way nothing is missed or doubled."""
     seen, copy = [], syncline.Copy()

@@ -27,6 +27,7 @@ CREATED, UPDATED, UNCHANGED, DELETED, NOT_FOUND, CONFLICT = (
 )
 
 
+@pytest.mark.on_both
 async def test_g3_revisions_are_contiguous_and_only_for_changes(bench: Bench) -> None:
     assert (await bench.put(["a", "b"])).revision == 1
     result = await bench.put({"a": 1, "b": 2, "c": 1})
@@ -41,6 +42,7 @@ async def test_g3_revisions_are_contiguous_and_only_for_changes(bench: Bench) ->
     assert (await bench.head()).revision == 3
 
 
+@pytest.mark.on_both
 async def test_t34_unchanged_is_by_bytes(bench: Bench) -> None:
     """T34: equal content makes no revision and no event; 1, 1.0 and true are three values."""
     await bench.put({"a": 1})
@@ -63,6 +65,7 @@ async def test_a_record_that_comes_back_is_new(bench: Bench) -> None:
     assert (again.create_time_us, again.revision) == (bench.clock.us, 4)
 
 
+@pytest.mark.on_both
 async def test_each_commit_of_a_group_has_its_own_verdict(bench: Bench) -> None:
     """T29 on store level: what is refused leaves nothing behind and takes nothing along."""
     await bench.put({"a": 1})
@@ -88,6 +91,7 @@ async def test_each_commit_of_a_group_has_its_own_verdict(bench: Bench) -> None:
     assert await bench.copy() == {"b": (4, body("b"))}
 
 
+@pytest.mark.on_both
 async def test_what_a_group_added_is_told_once_without_what_was_superseded(bench: Bench) -> None:
     other = await Bench.make(bench.store, bench.clock, dataset_id="other")
     group = await bench.group(
@@ -120,6 +124,7 @@ async def test_a_disabled_source_refuses(bench: Bench) -> None:
     assert set(await bench.copy()) == {"a"}
 
 
+@pytest.mark.on_both
 async def test_conditions_hold_inside_the_transaction(bench: Bench) -> None:
     await bench.put(["a", "b"])
     await bench.put({"a": 2})
@@ -151,6 +156,7 @@ async def test_conditions_hold_inside_the_transaction(bench: Bench) -> None:
     assert "new" not in await bench.copy()
 
 
+@pytest.mark.on_both
 async def test_shared_records_go_to_whoever_wrote_them_last(bench: Bench) -> None:
     other = await bench.second_source()
     await bench.put(["a", "b", "c"])
@@ -171,6 +177,7 @@ async def test_per_source_records_belong_to_their_source(store: Store, backend) 
     assert set(await bench.copy()) == {"default/a"}
 
 
+@pytest.mark.on_both
 async def test_last_received_is_set_even_when_nothing_changed(bench: Bench) -> None:
     await bench.put(["a"])
     bench.clock.pass_seconds(5)
@@ -209,6 +216,7 @@ async def test_a_dry_run_tells_and_does_nothing(bench: Bench) -> None:
 # -- identities -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_both
 async def test_t20_a_retry_gets_the_first_answer(bench: Bench) -> None:
     """T20, G5."""
     first = await bench.put({"a": 1, "b": 1}, identity=request("r"))
@@ -241,6 +249,7 @@ async def test_t22_the_same_id_for_another_request_is_refused(bench: Bench) -> N
     assert set(await bench.copy()) == {"a"}
 
 
+@pytest.mark.on_both
 async def test_t23_one_effect_of_fifty_at_once(bench: Bench) -> None:
     """T23: in one group and over several."""
     commit = bench.commit(upserts(["a"]), identity=request("r"))
@@ -251,6 +260,7 @@ async def test_t23_one_effect_of_fifty_at_once(bench: Bench) -> None:
     assert (await bench.head()).revision == 1
 
 
+@pytest.mark.on_both
 async def test_a_refused_request_may_be_sent_again(bench: Bench) -> None:
     """G4: rejected means no effect, so the identity is free."""
     refused = upserts(["a"], conditions={0: Condition(if_revision=1)})
@@ -303,6 +313,7 @@ async def test_an_empty_write_counts_as_received(bench: Bench) -> None:
 # -- stream sessions --------------------------------------------------------------------------------------
 
 
+@pytest.mark.on_both
 async def test_calls_of_a_stream_session_are_numbered(bench: Bench) -> None:
     session = await bench.open(SessionMode.STREAM)
     name = session.session_id

@@ -36,6 +36,6 @@ def _anonymous(page: Page) -> Page:
 
 @pytest.mark.usefixtures("postgres_cluster")
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_t86_both_stores_give_the_same_revisions_frames_digests_and_errors(examples: int) -> None:
     run(("sqlite", "postgres"), examples=examples, machine=Differential)

@@ -8,6 +8,7 @@ from support.store_values import Bench, body, deletes, upserts
 from syncline_server.model import ChangeKind, Upserts
 
 
+@pytest.mark.on_both
 async def test_pages_follow_each_other(bench: Bench) -> None:
     await bench.put([f"k{i}" for i in range(10)])
     await bench.put({"k3": 2})
@@ -35,6 +36,7 @@ async def test_pages_that_end_exactly_at_the_head_are_complete(bench: Bench) -> 
     assert not (await bench.page(max_changes=1)).complete
 
 
+@pytest.mark.on_both
 async def test_a_page_is_bounded_in_bytes(bench: Bench) -> None:
     size = len("é0") + 1 + len(body("é0"))  # é is two bytes, in the id and in the data
     await bench.put([f"é{i}" for i in range(6)])
@@ -101,6 +103,7 @@ async def test_pages_hold_as_much_as_fits_whatever_the_sizes(bench: Bench, sizes
         assert seen == order
 
 
+@pytest.mark.on_both
 async def test_g13_the_commit_id_of_a_revision_is_told_with_the_page(bench: Bench) -> None:
     await bench.put(["a"])
     first = (await bench.head()).commit_id
@@ -118,6 +121,7 @@ async def test_g13_the_commit_id_of_a_revision_is_told_with_the_page(bench: Benc
         assert page.seen_commit_id == expected
 
 
+@pytest.mark.on_both
 async def test_heads_agree_everywhere(bench: Bench) -> None:
     group = await bench.group(bench.commit(upserts(["a", "b"])), bench.commit(deletes("a")))
     head = await bench.head()
@@ -128,6 +132,7 @@ async def test_heads_agree_everywhere(bench: Bench) -> None:
     assert (await bench.page()).head == head
 
 
+@pytest.mark.on_both
 async def test_get_records(bench: Bench) -> None:
     other = await bench.second_source()
     await bench.put(["a", "b"])
@@ -146,6 +151,7 @@ async def test_get_records(bench: Bench) -> None:
     assert (list(nothing[0]), list(nothing[1])) == ([], [])
 
 
+@pytest.mark.on_both
 async def test_t32_ids_are_ordered_as_bytes(bench: Bench) -> None:
     names = [
         "a",

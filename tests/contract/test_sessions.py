@@ -19,6 +19,7 @@ async def invalid(awaitable) -> None:
     assert raised.value.reason == "SESSION_INVALID"
 
 
+@pytest.mark.on_both
 async def test_g16_nothing_shows_before_the_commit(bench: Bench) -> None:
     await bench.put(["a"])
     session = await bench.open(SessionMode.ACCRUE)
@@ -30,6 +31,7 @@ async def test_g16_nothing_shows_before_the_commit(bench: Bench) -> None:
     await invalid(bench.store.get_session(session.session_id, source_number=bench.source.number))
 
 
+@pytest.mark.on_both
 async def test_actions_apply_in_the_order_sent(bench: Bench) -> None:
     """T31: of repeats of an id the last one counts, in whichever call."""
     await bench.put(["old"])
@@ -49,6 +51,7 @@ async def test_actions_apply_in_the_order_sent(bench: Bench) -> None:
 
 
 @pytest.mark.on_both
+@pytest.mark.on_both
 async def test_calls_handed_over_in_order_are_taken_in_order(bench: Bench) -> None:
     """However many are under way at once: none is refused because a later one was faster."""
     session = await bench.open(SessionMode.ACCRUE)
@@ -64,6 +67,7 @@ def _closing(session, calls, guard=None):
     return SessionCommit(session_id=session.session_id, calls=calls, guard=guard)
 
 
+@pytest.mark.on_both
 async def test_g15_replace_is_exact(bench: Bench) -> None:
     """G15, T35: the source holds exactly what was pushed; what stayed keeps its revision and makes no event."""
     other = await bench.second_source()
@@ -138,6 +142,7 @@ async def test_per_source_sessions_do_not_touch_others(store: Store, backend: Ba
     assert set(await bench.copy()) == {"other/a", "default/b"}
 
 
+@pytest.mark.on_both
 async def test_t42_the_guard_refuses_mass_deletes(bench: Bench) -> None:
     """T42: an empty replace and one that deletes 60 % are refused, and pass when that is meant."""
     await bench.put([f"k{i}" for i in range(200)])
@@ -193,6 +198,7 @@ async def test_a_dry_run_of_a_session_leaves_it_open(bench: Bench) -> None:
     assert (done.created, done.updated, done.deleted, done.unchanged) == (1, 1, 0, 1)
 
 
+@pytest.mark.on_both
 async def test_t38_a_close_can_be_retried(bench: Bench) -> None:
     """T38 without the restart."""
     session = await bench.open(SessionMode.ACCRUE)
@@ -318,6 +324,7 @@ async def test_closing_a_stream_session_changes_nothing(bench: Bench) -> None:
     assert await bench.store.count_sessions() == 0
 
 
+@pytest.mark.on_both
 async def test_session_commits_mix_with_others_in_a_group(bench: Bench) -> None:
     other = await bench.second_source()
     mine, theirs = await bench.open(), await other.open(SessionMode.ACCRUE)
