@@ -1,14 +1,14 @@
 """The guarantees and the tests that hold them up: a test says in its name (``test_g15_…``) or docstring which it is for."""
 
-import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.markdown import table as markdown_table
+from blocks.suite import Store, Test, find_tests
 
 SHOWN_TESTS = 3
+STORES: tuple[Store, ...] = ("sqlite", "postgres")
 DISTANCES = ("acceptance", "robustness", "contract", "client", "server")
 """Where a test is looked for first: the further away from the code, the more it proves."""
 
@@ -27,7 +27,6 @@ GUARANTEES = (
         number=1,
         name="Atomic",
         statement="A commit is visible to reads, subscribers and other nodes entirely or not at all.",
-        later="one node",
     ),
     Guarantee(
         number=2,
@@ -78,13 +77,11 @@ GUARANTEES = (
         number=11,
         name="Resumable",
         statement='A token works across restarts and nodes for at least the published retention; otherwise the stream begins with RESET(reason). Never a silent gap, never a restart at "now".',
-        later="one node",
     ),
     Guarantee(
         number=12,
         name="No time travel",
         statement="Within one history a client's checkpoints never decrease, whichever node answers.",
-        later="one node",
     ),
     Guarantee(
         number=13,
@@ -126,55 +123,52 @@ GUARANTEES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Test:
-    file: str
-    name: str
-    numbers: frozenset[int]
-
-
-def find_tests(root: Path) -> Iterator[Test]:
-    """Every test that names a guarantee."""
-    for file in sorted((root / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not node.name.startswith(
-                "test_"
-            ):
-                continue
-            named = re.findall(r"_g(\d+)(?=_|$)", node.name)
-            told = re.findall(r"\bG(\d+)\b", ast.get_docstring(node) or "")
-            numbers = frozenset(map(int, named + told))
-            if numbers:
-                yield Test(file=str(file.relative_to(root)), name=node.name, numbers=numbers)
-
-
-def shown(root: Path) -> dict[int, list[Test]]:
-    """For each guarantee the tests that are linked."""
+def shown(root: Path) -> dict[tuple[int, Store], list[Test]]:
+    """For each guarantee and store the tests that are linked."""
     found = list(find_tests(root))
 
-    def order(test: Test, number: int) -> tuple[bool, bool, bool, int, str, str]:
+    def order(test: Test, number: int, store: Store) -> tuple[bool, bool, bool, bool, bool, int, str, str]:
         first = bool(re.match(rf"test_g0?{number}_", test.name))
         in_name = bool(re.search(rf"_g0?{number}(?=_|$)", test.name))
+        alone = test.stores == {"postgres"}  # about nodes, or about PostgreSQL itself
         room = test.file.split("/")[1]
         distance = DISTANCES.index(room) if room in DISTANCES else len(DISTANCES)
-        return (not first, not in_name, "cli" in test.file, distance, test.file, test.name)
+        return (
+            not (first or alone),
+            not in_name,
+            "cli" in test.file,
+            store not in test.commit,
+            not alone,
+            distance,
+            test.file,
+            test.name,
+        )
 
     return {
-        guarantee.number: sorted(
-            (test for test in found if guarantee.number in test.numbers),
-            key=lambda test: order(test, guarantee.number),
+        (guarantee.number, store): sorted(
+            (test for test in found if guarantee.number in test.guarantees and store in test.stores),
+            key=lambda test: order(test, guarantee.number, store),
         )[:SHOWN_TESTS]
         for guarantee in GUARANTEES
+        for store in STORES
     }
 
 
 def table(root: Path) -> str:
-    links = shown(root)
+    tests = shown(root)
     rows = []
     for guarantee in GUARANTEES:
         statement = guarantee.statement + (f" *(Now: {guarantee.later}.)*" if guarantee.later else "")
-        tested = "<br>".join(
-            f"[{test.name.removeprefix('test_')}]({test.file})" for test in links[guarantee.number]
+        columns = (
+            "<br>".join(_link(test, store) for test in tests[guarantee.number, store]) for store in STORES
         )
-        rows.append((f"G{guarantee.number}", f"**{guarantee.name}**", statement, tested or "-"))
-    return markdown_table(("", "guarantee", "exact statement", "tests"), rows)
+        rows.append((f"G{guarantee.number}", f"**{guarantee.name}**", statement, *columns))
+    return markdown_table(
+        ("", "guarantee", "exact statement", "tests on SQLite", "tests on PostgreSQL"), rows
+    )
+
+
+def _link(test: Test, store: Store) -> str:
+    """In italics where `make test` leaves it out on this store."""
+    link = f"[{test.name.removeprefix('test_')}]({test.file})"
+    return link if store in test.commit else f"*{link}*"
