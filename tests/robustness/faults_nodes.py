@@ -90,17 +90,17 @@ class NodeFaults:
         """SIGSTOP for a while."""
         await self._freeze(self._node())
 
-    async def freeze_leader(self) -> None:
+    async def freeze_leader(self, seconds: float | None = None) -> None:
         """The same with the node that holds the lease of what runs once; another one takes it meanwhile."""
         async with connection_to(self.nodes.dsn) as connection:
             addresses = str(await connection.fetchval(_LEADER))
         leaders = [node for node in self.nodes if f'"{node.server.address}"' in addresses]
-        await self._freeze(leaders[0] if leaders else self._node())
+        await self._freeze(leaders[0] if leaders else self._node(), seconds)
 
-    async def _freeze(self, node: Node) -> None:
+    async def _freeze(self, node: Node, seconds: float | None = None) -> None:
         node.server.send(signal.SIGSTOP)
         try:
-            await self._while()
+            await self._while(seconds)
         finally:
             node.server.send(signal.SIGCONT)
 
@@ -183,5 +183,5 @@ class NodeFaults:
 
     # -- how long -----------------------------------------------------------------------------------------
 
-    async def _while(self) -> None:
-        await asyncio.sleep(self.rng.choice([0.05, 0.3, 0.8]))
+    async def _while(self, seconds: float | None = None) -> None:
+        await asyncio.sleep(self.rng.choice([0.05, 0.3, 0.8]) if seconds is None else seconds)

@@ -193,6 +193,10 @@ class Purged:
 
     at: float
     revision: int
+    order: int = 0
+    """Its place among all purges and leases."""
+    node: str = ""
+    """By whom."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -237,6 +241,8 @@ class History:
     """Of each token that was used: the revision up to which it does not need tombstones."""
     seen: dict[bytes, int] = field(default_factory=dict)
     """Of each of them: the newest revision that anything in the copy may be of."""
+    leases: list[tuple[int, str]] = field(default_factory=list)
+    """The place of each among all purges and leases, and the node that was given it."""
     complaints: list[str] = field(default_factory=list)
     """What clients found out by themselves: a replica had to be mended, a copy diverged, a writer did not end."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))

@@ -79,6 +79,8 @@ async def nodes_on(
 ) -> AsyncIterator[Nodes]:
     """As many nodes as there are ``prefixes``, each run under its own, in a new database of a running cluster."""
     database = cluster.new_database()
+    users = [f"node_{number}" for number in range(len(prefixes))]
+    cluster.make_users(*users)  # so that the database knows which node does something
     async with AsyncExitStack() as stack:
         nodes = []
         for number, prefix in enumerate(prefixes):
@@ -90,7 +92,7 @@ async def nodes_on(
                     own,
                     env=env,
                     prefix=prefix,
-                    store=cluster.dsn_at(back.address, database),
+                    store=cluster.dsn_at(back.address, database, users[number]),
                     data=directory / "data",
                 )
             )

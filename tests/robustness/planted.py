@@ -1,7 +1,6 @@
 """Faults planted into the server and into the SDK, to see that the checker catches them (T118).
 
-As a program it runs ``syncline-server`` with one of them: a test puts ``python planted.py NAME`` before the command
-that would start the server. Nothing of this is in the product.
+``run_planted.py`` runs ``syncline-server`` with one of them. Nothing of this is in the product.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ def client(patch: Callable[[], Any]) -> Callable[[], Any]:
 
 def command(name: str) -> tuple[str, ...]:
     """What to put before the command that starts a server."""
-    return (sys.executable, str(Path(__file__).resolve()), name)
+    return (sys.executable, str(Path(__file__).with_name("run_planted.py").resolve()), name)
 
 
 # -- disturbances: legal, and no fault ----------------------------------------------------------------------
@@ -43,15 +42,6 @@ def command(name: str) -> tuple[str, ...]:
 @server
 def sound() -> None:
     """Nothing: the same entry, the product as it is."""
-
-
-@server
-def short_leases() -> None:
-    """A lease lasts less than a node may be suspended in a test."""
-    from syncline_server import app, upkeep
-
-    upkeep.LEASE_SECONDS = 0.6
-    upkeep.EXTEND_SECONDS = app.upkeep.EXTEND_SECONDS = 0.2
 
 
 @server
@@ -450,12 +440,3 @@ def duplicate_applied_twice() -> Iterator[None]:
 
     with mock.patch.object(Tally, "add", twice):
         yield
-
-
-if __name__ == "__main__":
-    planted, *rest = sys.argv[1:]
-    SERVER[planted]()
-    sys.argv = ["syncline-server", *rest[rest.index("serve") :]]
-    from syncline_server.cli import main
-
-    main()

@@ -19,9 +19,11 @@ PROMISES: dict[str, Validator] = {
     "exactly_once": promises_store.exactly_once,
     "real_time": promises_store.real_time,
     "fenced": promises_store.fenced,
+    "sequenced": promises_store.sequenced,
     "no_gratuitous_reset": promises_feed.no_gratuitous_reset,
     "convergent": promises_feed.convergent,
     "revoked": promises_feed.revoked,
+    "alone": promises_store.alone,
 }
 """By name, the word of the promise."""
 

@@ -143,6 +143,33 @@ def fenced(evidence: Evidence) -> Iterator[str]:
                 )
 
 
+def sequenced(evidence: Evidence) -> Iterator[str]:
+    """G5: the readings of a program stand in the log in the order in which it sent them, over all its starts."""
+    newest: dict[tuple[str, str], tuple[int, int]] = {}
+    for operation in evidence.history.operations:
+        if operation.kind != "reading" or operation.epoch:
+            continue
+        owner = (operation.dataset, operation.owner)
+        for revision in evidence.places[operation.number]:
+            number, before = newest.get(owner, (0, 0))
+            if revision < before:
+                yield (
+                    f"{_name(operation)} of {operation.owner} stands at revision {revision}, and operation {number}, "
+                    f"which was sent before it, at {before}"
+                )
+            newest[owner] = max((number, before), (operation.number, revision), key=lambda one: one[1])
+
+
+def alone(evidence: Evidence) -> Iterator[str]:
+    """F53: tombstones are purged by the node that holds the lease, and by no other."""
+    leases = evidence.history.leases
+    for name, log in evidence.history.datasets.items():
+        for purge in log.purges:
+            holder = next((node for order, node in reversed(leases) if order < purge.order), purge.node)
+            if purge.node != holder:
+                yield f"{name}: {purge.node} purged up to {purge.revision}, while {holder} had the lease"
+
+
 def _holds(evidence: Evidence, operation: Operation) -> bool:
     """Whether the log has the write where its answer says."""
     revision = operation.revision or 0

@@ -35,8 +35,10 @@ class Recorded:
     """Dataset, revision, record id and data of each, in the order in which they were written."""
     revisions: Iterable[tuple[int, int, bytes, int]]
     """Dataset, revision, commit id, and what all revisions of one transaction have in common and no others."""
-    purges: Iterable[tuple[int, int, float]]
-    """Dataset, revision and Unix time."""
+    purges: Iterable[tuple[int, int, float, int, str]]
+    """Dataset, revision, Unix time, number among purges and leases, and node."""
+    leases: Iterable[tuple[int, str]]
+    """Number among purges and leases, and the node that was given it."""
     requests: dict[str, int]
     store_id: bytes
     token_secret: bytes
@@ -73,9 +75,11 @@ class Recorder(ABC):
                     revision=revision, commit_id=commit_id, changes=changes[number, revision], group=group
                 )
                 logs[number].commits.append(logged)
-        for number, revision, at in recorded.purges:
+        for number, revision, at, order, node in recorded.purges:
             if number in logs:
-                logs[number].purges.append(Purged(at=at - offset, revision=revision))
+                purged = Purged(at=at - offset, revision=revision, order=order, node=node)
+                logs[number].purges.append(purged)
+        history.leases = list(recorded.leases)
         history.requests = recorded.requests
         for token in {token for view in history.views for token in view.tokens}:
             position = tokens.decode(token, store_id=recorded.store_id, secret=recorded.token_secret)
@@ -149,7 +153,10 @@ class SqliteRecorder(Recorder):
                 revisions=all_of(
                     "SELECT dataset_number, revision, commit_id, time_us FROM audit_revision ORDER BY number"
                 ),
-                purges=all_of("SELECT dataset_number, revision, at FROM audit_purge ORDER BY number"),
+                purges=all_of(
+                    "SELECT dataset_number, revision, at, number, '' FROM audit_purge ORDER BY number"
+                ),
+                leases=(),
                 requests=dict(all_of(_REQUESTS)),
                 store_id=store_id,
                 token_secret=token_secret,
@@ -164,7 +171,9 @@ CREATE TABLE audit.change (
     number bigserial, dataset_number bigint, revision bigint, record_id text, data bytea);
 CREATE TABLE audit.revision (
     number bigserial, dataset_number bigint, revision bigint, commit_id bytea, transaction bigint);
-CREATE TABLE audit.purge (number bigserial, dataset_number bigint, revision bigint, at double precision);
+CREATE TABLE audit.purge (
+    number bigserial, dataset_number bigint, revision bigint, at double precision, node name DEFAULT session_user);
+CREATE TABLE audit.lease (number bigint DEFAULT nextval('audit.purge_number_seq'), node name DEFAULT session_user);
 CREATE FUNCTION audit.note_changes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO audit.change (dataset_number, revision, record_id, data)
     SELECT dataset_number, revision, record_id, data FROM fresh ORDER BY position;
@@ -180,12 +189,20 @@ CREATE FUNCTION audit.note_purge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     VALUES (new.dataset_number, new.purge_revision, extract(epoch FROM clock_timestamp()));
     RETURN NULL;
 END $$;
+CREATE FUNCTION audit.note_lease() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO audit.lease DEFAULT VALUES;
+    RETURN NULL;
+END $$;
 CREATE TRIGGER audit_change AFTER INSERT ON syncline.record
     REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION audit.note_changes();
 CREATE TRIGGER audit_revision AFTER INSERT ON syncline.revision
     REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION audit.note_revisions();
 CREATE TRIGGER audit_purge AFTER UPDATE OF purge_revision ON syncline.head
     FOR EACH ROW WHEN (new.purge_revision <> old.purge_revision) EXECUTE FUNCTION audit.note_purge();
+CREATE TRIGGER audit_lease AFTER UPDATE ON syncline.lease
+    FOR EACH ROW WHEN (new.fence <> old.fence) EXECUTE FUNCTION audit.note_lease();
+CREATE TRIGGER audit_first_lease AFTER INSERT ON syncline.lease
+    FOR EACH ROW EXECUTE FUNCTION audit.note_lease();
 """
 
 
@@ -227,7 +244,10 @@ class PostgresRecorder(Recorder):
                 revisions=await all_of(
                     "SELECT dataset_number, revision, commit_id, transaction FROM audit.revision ORDER BY number"
                 ),
-                purges=await all_of("SELECT dataset_number, revision, at FROM audit.purge ORDER BY number"),
+                purges=await all_of(
+                    "SELECT dataset_number, revision, at, number, node FROM audit.purge ORDER BY number"
+                ),
+                leases=await all_of("SELECT number, node FROM audit.lease ORDER BY number"),
                 requests=dict(await all_of(_REQUESTS)),
                 store_id=store_id,
                 token_secret=token_secret,

@@ -152,7 +152,7 @@ class Server:
         self.maker = FrameMaker(ProtobufEncoder(), origin, SECRET)
         self.ring = Ring(self.maker, max_bytes=2_000, max_frames=4, max_frame_bytes=700)
         self.shared = FrameCache(max_bytes=2_000, max_frames=4)
-        self.pages = PageCache(world, max_bytes=4_000, seconds=1.0)
+        self.pages = PageCache(world, max_bytes=8 << 10, seconds=1.0)
         self.shelf = Shelf(self.shared, self.pages, DATASET)
         self.known_revision = 0
         for client in getattr(world, "clients", ()):

@@ -183,6 +183,27 @@ def epoch_behind(history):
     alter_commit(history, 4, {"p-0": record("p-0", 7)})
 
 
+def overtaken(history):
+    """A later reading of a producer stands before an earlier one."""
+    readings = {4: record("p-7", 7), 5: record("p-6", 6)}
+    for revision, data in readings.items():
+        alter_commit(history, revision, {f"p-{revision}": data})
+    for number in (6, 7):
+        reading = {"kind": "reading", "owner": "gauge", "request_id": ""}
+        history.operations.append(write(number, 5, {"p": record(f"p-{number}", number)}, **reading))
+
+
+def leased(history, *leases):
+    """Node b purges as the fourth of what happened."""
+    history.leases = list(leases)
+    history.datasets["things"].purges.append(Purged(at=1.0, revision=3, order=4, node="b"))
+
+
+def look(history, revision):
+    """An application looks at its copy for the last time."""
+    history.reads.append(replace(history.reads[0], name="copy", revision=revision, is_live=False))
+
+
 def reset(history, reason="COMPACTED", purged=()):
     whole(history)[6:6] = [Reset(at=4.5, reason=reason)]
     history.datasets["things"].purges += [Purged(at=4.0, revision=revision) for revision in purged]
@@ -288,6 +309,11 @@ BROKEN = {
         ("after epoch 2 was open", session_after_the_next),
         ("after one of epoch 2", epoch_behind),
     ],
+    "sequenced": [("at revision 4, and operation 6", overtaken)],
+    "alone": [
+        ("b purged up to 3, while a had", lambda h: leased(h, (2, "a"))),
+        ("b purged up to 3, while c had", lambda h: leased(h, (1, "a"), (2, "b"), (3, "c"), (5, "b"))),
+    ],
     "no_gratuitous_reset": [
         ("nothing above was purged", reset),
         ("nothing of the kind", lambda h: reset(h, "HISTORY_CHANGED", [9])),
@@ -301,12 +327,19 @@ BROKEN = {
         ("the head is 5", lambda h: whole(h).__delitem__(slice(8, 11))),
         ("had to be mended", lambda h: h.complaints.append("replica had to be mended")),
         ("there never was", lambda h: alter(whole(h), 9, revision=8)),
+        ("its copy of things ended at revision 3", lambda h: look(h, 3)),
     ],
 }
 
 
 def test_a_sound_history_passes():
     assert judge(sound()) == {}
+
+
+def test_a_node_with_the_lease_may_purge():
+    history = sound()
+    leased(history, (1, "a"), (2, "b"), (6, "a"))
+    assert judge(history) == {}
 
 
 def test_an_unknown_write_may_be_absent():

@@ -30,6 +30,7 @@ class FrailPostgres(LocalPostgres):
         super().__init__(directory)
         self.tcp_port = 0
         self._numbers = count(1)
+        self._users: set[str] = set()
 
     def share_programs(self, other: "FrailPostgres") -> None:
         """Instead of ``make``: the files of the cluster come from elsewhere."""
@@ -42,9 +43,9 @@ class FrailPostgres(LocalPostgres):
         """``HOST:PORT``, for a proxy."""
         return f"127.0.0.1:{self.tcp_port}"
 
-    def dsn_at(self, address: str, database: str) -> str:
+    def dsn_at(self, address: str, database: str, user: str = USER) -> str:
         """How to connect to a database by an address, which may be a proxy's."""
-        return f"postgresql://{USER}@{address}/{database}?sslmode=disable"
+        return f"postgresql://{user}@{address}/{database}?sslmode=disable"
 
     def start_on_tcp(self, **settings: str) -> None:
         """Start, on the port that it had before if it had one."""
@@ -59,6 +60,13 @@ class FrailPostgres(LocalPostgres):
         """End it without warning, and start it again: it recovers from its log."""
         await asyncio.to_thread(self.stop, "immediate")
         await asyncio.to_thread(self.start_on_tcp)
+
+    def make_users(self, *names: str) -> None:
+        """Roles that may do anything, where they are missing."""
+        for name in names:
+            if name not in self._users:
+                self.execute(f"CREATE ROLE {name} SUPERUSER LOGIN")
+                self._users.add(name)
 
     def new_database(self) -> str:
         """An empty database."""
