@@ -6,11 +6,15 @@ import random
 import pytest
 
 from support.feed_client import FeedClient, delete, push
+from support.feed_encoder import Copy
+from support.feed_house import House, follow, rows
+from support.feed_store import MemoryStore
 from support.node_pair import nodes_of
 from support.postgres_cluster import store_address
 from syncline.v1 import catalog_service_pb2 as catalog
-from syncline.v1 import record_service_pb2
+from syncline.v1 import dataset_pb2, record_service_pb2
 from syncline.v1 import sync_service_pb2 as pb
+from syncline_server.filters.selection import parse_selection
 from syncline_server.notify.postgres import CHANNEL, PostgresNotifier
 
 pytestmark = pytest.mark.usefixtures("postgres_cluster")
@@ -86,6 +90,7 @@ async def test_t71_g14_what_was_pushed_on_one_node_is_read_on_another_that_heard
             assert feed.copies[version, ""].checkpoints[0] >= revision
 
 
+@pytest.mark.slow
 async def test_t72_g12_a_client_that_goes_from_node_to_node_never_goes_back(nodes):
     """T72: A → B → A with B deaf and its ring behind; also under another filter, when the copy begins anew (G12)."""
     a, b = await nodes.start(), await nodes.start(deaf=True)
@@ -193,6 +198,7 @@ async def test_t81_wake_ups_that_somebody_made_up_change_nothing(nodes):
         assert await waits == 2
 
 
+@pytest.mark.slow
 async def test_t81_a_flood_of_them_costs_few_reads(nodes):
     """T81: each names a revision that is not there, so that what is known does not help."""
     b = await nodes.start(http="127.0.0.1:0")
@@ -220,6 +226,7 @@ async def counted(home, name):
     return float(next(line for line in text.splitlines() if line.startswith(name + " ")).split()[1])
 
 
+@pytest.mark.slow
 async def test_t78_g08_many_writers_on_two_nodes_and_late_wake_ups(nodes, monkeypatch):
     """T78: 50 writers; commits are announced late and out of order. Copies on both nodes are contiguous and exact."""
     seeds = random.Random(78)
@@ -244,7 +251,7 @@ async def test_t78_g08_many_writers_on_two_nodes_and_late_wake_ups(nodes, monkey
             await feed.add(1, "books")
             await feed.add(2, "books", filter="v >= 3")
         writes = asyncio.gather(*(write(place) for place in range(50)))
-        follows = [asyncio.ensure_future(follow(feed, writes)) for feed in (one, other)]
+        follows = [asyncio.ensure_future(take_during(feed, writes)) for feed in (one, other)]
         await writes
         request = catalog.GetDatasetRequest(name=DATASET)
         head = (await both[0].wire.call(both[0].wire.catalog.GetDataset, request)).dataset.revision
@@ -258,8 +265,70 @@ async def test_t78_g08_many_writers_on_two_nodes_and_late_wake_ups(nodes, monkey
         assert not other.errors
 
 
-async def follow(feed, writes):
+async def take_during(feed, writes):
     """Take messages while there are writes."""
     while not writes.done():
         if not await feed.quiet(0.05):
             await feed.next()
+
+
+async def test_g12_a_copy_that_begins_anew_is_not_older_than_what_its_token_has_seen():
+    """G12: the other node is reading a page for somebody else since before the commit that the token has seen."""
+    here = House(MemoryStore())
+    dataset = await here.create()
+    there = House(here.store)
+    there.dataset = dataset
+    read, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(page):
+        if page.head.revision == 1:
+            read.set()
+            await go_on.wait()
+
+    async with here.feed.run(), there.feed.run():
+        await here.write(rows(1))
+        there.store.after_read = hold
+        async with there.subscribe() as messages:
+            behind = asyncio.ensure_future(anext(messages))
+            await read.wait()
+            await here.write(rows(2))  # not heard there
+            filtered = await here.sync(Copy(), selection=parse_selection("v >= 0", []))
+            assert filtered.checkpoints[-1] == 2
+            copy = Copy(token=filtered.token)
+            async with there.subscribe(token=filtered.token) as again:
+                copy.take(await anext(again))
+                assert copy.resets == ["FILTER_CHANGED"]
+                following = asyncio.ensure_future(follow(copy, again))
+                await asyncio.sleep(0)
+                go_on.set()
+                await following
+            assert copy.checkpoints[0] >= 2
+            await behind
+
+
+@pytest.mark.slow
+async def test_new_ids_given_on_one_node_are_followed_on_another(nodes):
+    """A change of identity is one commit in which every record goes and comes; whole and filtered copies take it."""
+    a, b = await nodes.start(), await nodes.start()
+    await a.wire.make_dataset()
+    await push(a.wire, "books", *range(1_500))
+    async with FeedClient(b.wire) as feed:
+        await feed.add(1, "books")
+        await feed.add(2, "books", filter="v = 0")
+        await feed.until_exact(1, (1, ""), (2, ""))
+        identity = dataset_pb2.Identity(kind=dataset_pb2.Identity.KIND_KEY, key_fields=["isbn", "v"])
+        request = catalog.UpdateDatasetRequest(
+            dataset=dataset_pb2.Dataset(name=DATASET, identity=identity),
+            update_mask={"paths": ["identity"]},
+            rekey=True,
+        )
+        await a.wire.call(a.wire.catalog.UpdateDataset, request)
+        await feed.until_exact(2, (1, ""), (2, ""))
+        for name in ((1, ""), (2, "")):
+            assert len(feed.copies[name].records) == 1_500
+            assert "k7" not in feed.copies[name].records
+        assert await push(b.wire, "books", 7, version=1) == 3, (
+            "by the new identity, also where the old was cached"
+        )
+        await feed.until_exact(3, (1, ""))
+        assert len(feed.copies[1, ""].records) == 1_501

@@ -96,6 +96,7 @@ async def test_a_dataset_that_was_replaced_on_another_node_is_the_new_one_everyw
         assert copies[1, ""].resets == []
 
 
+@pytest.mark.slow
 async def test_settings_changed_on_another_node_hold_for_writes_at_once(pair):
     """The cache of B says otherwise, and the caller of B sees nothing of that: no refusal, and no write by old rules."""
     a, b = pair
@@ -126,6 +127,7 @@ async def test_settings_changed_on_another_node_hold_for_writes_at_once(pair):
     await write_session(b, opened, 2, b'{"isbn":"k4"}')
 
 
+@pytest.mark.slow
 async def test_a_source_made_again_on_another_node_takes_its_new_key_everywhere(pair):
     a, b = pair
     await a.make_dataset()
@@ -140,6 +142,7 @@ async def test_a_source_made_again_on_another_node_takes_its_new_key_everywhere(
     assert refused.code in {"PERMISSION_DENIED", "UNAUTHENTICATED"}
 
 
+@pytest.mark.slow
 async def test_followers_hear_of_datasets_made_and_deleted_on_another_node(pair):
     """A prefix subscription on B takes in what is made on A; what is deleted there ends here."""
     a, b = pair
@@ -237,6 +240,7 @@ async def test_a_session_goes_from_node_to_node(pair):
     assert refused.reason == "SESSION_INVALID"
 
 
+@pytest.mark.slow
 async def test_a_session_opened_on_another_node_takes_the_place_of_the_one_here(pair):
     a, b = pair
     await a.make_dataset()
@@ -252,6 +256,7 @@ async def test_a_session_opened_on_another_node_takes_the_place_of_the_one_here(
 # -- producers --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_g6_a_producer_opened_on_another_node_fences_the_one_here(pair):
     """G6: the older stream learns it with its next reading, which is not applied; nothing is applied twice (G5)."""
     a, b = pair
@@ -299,6 +304,7 @@ class Board:
         return {name: producer.state for name, producer in self.producers.items()}
 
 
+@pytest.mark.slow
 async def test_g19_who_watches_on_one_node_sees_what_others_hear(pair, monkeypatch):
     """G19: a producer that another node hears is alive here too, becomes late in time, and comes back."""
     monkeypatch.setattr("syncline_server.freshness.liveness.FOLLOW_SECONDS", 0.1)
@@ -340,6 +346,7 @@ async def test_g19_who_watches_on_one_node_sees_what_others_hear(pair, monkeypat
 # -- replicas ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_uptake_is_told_of_replicas_on_other_nodes(pair):
     """Who asks B waits for a replica that follows on A, and is told; one that went over to B is where it is now."""
     a, b = pair

@@ -130,6 +130,7 @@ async def test_a_store_that_cannot_be_opened_is_refused_without_the_password(bro
     assert PASSWORD not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_the_command_says_why_it_cannot_start_without_the_password(tmp_path):
     """By the environment and by the option; no traceback either, which would show what was called with what."""
     command = [sys.executable, "-m", "syncline_server", "serve", "--data", str(tmp_path), "--http", ""]
@@ -142,6 +143,7 @@ def test_the_command_says_why_it_cannot_start_without_the_password(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_node_that_runs_shows_no_password(address, tmp_path):
     """Log, panel, metrics. The cluster of the tests trusts everybody, so that any password will do."""
     node = ServerProcess(
@@ -177,6 +179,7 @@ class WrongClock:
         return time.monotonic()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off_us", [3 * DAY_US, -3 * DAY_US], ids=["ahead", "behind"])
 async def test_f56_the_clock_of_a_node_decides_nothing(address, tmp_path, monkeypatch, off_us):
     """F56: a node three days off purges and expires nothing early, stamps no time of its own, refuses no request id."""
