@@ -12,6 +12,16 @@ from support.proxy import Proxy
 from support.server_process import ServerProcess, server_process
 from syncline_server.store.postgres.fsck import fsck
 
+LATE_COMMITS = """
+CREATE FUNCTION audit.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(random() * 0.01);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER audit_dawdle AFTER INSERT ON syncline.revision
+    FOR EACH STATEMENT EXECUTE FUNCTION audit.dawdle();
+"""
+"""To be executed when the recorder is installed: each commit takes up to 10 ms more under its lock."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:

@@ -5,21 +5,13 @@ from dataclasses import replace
 import pytest
 
 from robustness.history import Checkpoint, Opened
-from robustness.nodes import nodes_on
+from robustness.nodes import LATE_COMMITS, nodes_on
 from robustness.traffic import PLAIN, Traffic
 from support.frail_postgres import connection_to
 from support.waiting import until
 
 pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
 
-LATE_COMMITS = """
-CREATE FUNCTION audit.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    PERFORM pg_sleep(random() * 0.01);
-    RETURN NULL;
-END $$;
-CREATE TRIGGER audit_dawdle AFTER INSERT ON syncline.revision
-    FOR EACH STATEMENT EXECUTE FUNCTION audit.dawdle();
-"""
 WRITES = 400
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from robustness import planted_nodes
 from robustness.faults_nodes import NodeFaults
-from robustness.nodes import nodes_on
+from robustness.nodes import LATE_COMMITS, nodes_on
 from robustness.planted import SERVER, command
 from robustness.planted_nodes import DISTURBANCES
-from robustness.traffic import PLAIN, TINY, Crowd, Traffic, told
+from robustness.traffic import PLAIN, TINY, Traffic, told
+from support.frail_postgres import connection_to
 
 pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
 
@@ -39,19 +40,21 @@ async def at_work(postgres, directory, name, *, settings=TINY, patience_seconds=
         yield nodes, traffic
 
 
-async def busy(postgres, directory, name):
-    """Everything at once, and sessions more than anything else."""
-    crowd = Crowd(sessions=4, swaps=3)
-    async with at_work(postgres, directory, name, crowd=crowd) as (_, traffic):
-        await asyncio.sleep(SECONDS)
+async def crowded(postgres, directory, name):
+    """Commits take their time, so that what waits is committed in groups, and many of them have sessions in them."""
+    followed = (("things", "all"), ("things", "red"), ("things", "masked"))
+    crowd = replace(PLAIN, writers=6, sessions=4, swaps=4, subscribers=followed * 2, copies=followed)
+    async with at_work(postgres, directory, name, patience_seconds=20.0, crowd=crowd) as (nodes, traffic):
+        async with connection_to(nodes.dsn) as connection:
+            await connection.execute(LATE_COMMITS)
+        await asyncio.sleep(2 * SECONDS)
         await traffic.settle()
         return traffic.judge()
 
 
 async def hopping(postgres, directory, name):
-    """Subscribers that go from node to node, one writer that keeps to one."""
-    followed = (("things", "all"), ("things", "red"), ("items", "all"))
-    crowd = replace(PLAIN, writers=3, subscribers=followed * 3, pagers=followed, copies=followed)
+    """Subscribers that go from node to node, and one writer that keeps to one."""
+    crowd = replace(PLAIN, writers=1, subscribers=(("things", "all"),) * 9, copies=())
     async with at_work(postgres, directory, name, crowd=crowd) as (_, traffic):
         await asyncio.sleep(SECONDS)
         await traffic.settle()
@@ -108,7 +111,7 @@ async def cut_off(postgres, directory, name):
 PLANTED = {
     "ring_vouches_for_what_it_has_not_heard": (hopping, {"ordered", "resumable"}),
     "other_nodes_are_never_looked_at": (one_sided, {"convergent"}),
-    "group_carried_with_gaps": (busy, {"convergent", "filtered"}),
+    "group_carried_with_gaps": (crowded, {"convergent", "filtered"}),
     "fence_not_checked": (suspended, {"alone"}),
     "retried_without_looking": (cut_off, {"exactly_once", "reliable"}),
     "answers_remembered_by_the_node": (cut_off, {"exactly_once", "reliable"}),
@@ -116,7 +119,7 @@ PLANTED = {
 """The run of each fault, and the promises that it breaks, one of which at least must tell."""
 
 SOUND = {
-    "sound": (busy, cut_off),
+    "sound": (crowded, cut_off),
     "hints_are_lost": (hopping, one_sided),
     "lease_never_given_up": (suspended,),
 }
