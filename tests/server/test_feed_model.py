@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from support.feed_world import CACHE_BYTES, FAULTY, World
+from syncline_server.feed.pages import OVERHEAD_BYTES
 from syncline_server.feed.tokens import NO_FILTER
 
 KEYS = "abcdefg"
@@ -84,7 +85,7 @@ class FeedModel(RuleBasedStateMachine):
     def memory_is_bounded(self):
         assert self.world.ring.size_bytes <= CACHE_BYTES
         assert self.world.shared.size_bytes <= CACHE_BYTES
-        assert self.world.pages.size_bytes <= CACHE_BYTES
+        assert self.world.pages.size_bytes <= CACHE_BYTES + 4 * OVERHEAD_BYTES
 
 
 TestFeedModel = FeedModel.TestCase

@@ -13,7 +13,7 @@ from support.store_values import HeldClock
 from syncline_server.errors import NotFound
 from syncline_server.feed import tokens
 from syncline_server.feed.frames import Frame
-from syncline_server.feed.pages import PageCache
+from syncline_server.feed.pages import OVERHEAD_BYTES, PageCache
 from syncline_server.feed.tokens import Origin
 from syncline_server.model import Head
 
@@ -183,14 +183,16 @@ def frame(place, size=100, *, base=5, complete=False):
 
 
 def test_the_oldest_pages_leave_when_there_are_too_many_bytes():
-    cache = PageCache(HeldClock(), max_bytes=250)
+    cache = PageCache(HeldClock(), max_bytes=250 + 2 * OVERHEAD_BYTES)
     frames = [frame(place) for place in range(3)]
     for one in frames:
         cache.add(1, one)
     assert [cache.get(1, one.start) for one in frames] == [None, *frames[1:]]
     cache.add(1, frames[1])
-    assert (len(cache), cache.size_bytes) == (2, 200), "the same again takes no more room"
-    cache.add(2, frame(9, size=251))
+    assert (len(cache), cache.size_bytes) == (2, 200 + 2 * OVERHEAD_BYTES), (
+        "the same again takes no more room"
+    )
+    cache.add(2, frame(9, size=251 + OVERHEAD_BYTES))
     assert (len(cache), cache.size_bytes) == (0, 0), "what does not fit alone leaves nothing"
 
 

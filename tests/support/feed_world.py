@@ -10,7 +10,7 @@ from syncline_server.clock import SystemClock
 from syncline_server.feed import tokens
 from syncline_server.feed.channel import frame_of, judge_page
 from syncline_server.feed.frames import FrameMaker
-from syncline_server.feed.pages import PageCache, Shelf
+from syncline_server.feed.pages import OVERHEAD_BYTES, PageCache, Shelf
 from syncline_server.feed.progress import Progress
 from syncline_server.feed.ring import FrameCache, Ring
 from syncline_server.feed.settings import FeedSettings
@@ -60,7 +60,7 @@ class World:
         self.maker = FrameMaker(LineEncoder(), self.origin, SECRET)
         self.ring = Ring(self.maker, max_bytes=CACHE_BYTES, max_frames=4, max_frame_bytes=700)
         self.shared = FrameCache(max_bytes=CACHE_BYTES, max_frames=4)
-        self.pages = PageCache(SystemClock(), max_bytes=CACHE_BYTES)
+        self.pages = PageCache(SystemClock(), max_bytes=CACHE_BYTES + 4 * OVERHEAD_BYTES)
         self.shelf = Shelf(self.shared, self.pages, 1)
         for follower in self.followers:
             follower.progress = None

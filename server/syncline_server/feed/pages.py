@@ -53,6 +53,9 @@ from syncline_server.feed.tokens import Position
 KEPT_SECONDS: Final = 5.0
 """How long a page is kept. The longer, the more has changed since for those who come late."""
 
+OVERHEAD_BYTES: Final = 1 << 10
+"""What a page weighs beside its bytes."""
+
 _Key = tuple[int, Position | None]
 """Number of a dataset, and a position in it."""
 
@@ -90,7 +93,7 @@ class PageCache:
         self._discard((dataset_number, frame.start))
         self._frames[dataset_number, frame.start] = (self._clock.monotonic(), frame)
         self._watermarks.setdefault(dataset_number, 0)
-        self.size_bytes += len(frame.body)
+        self.size_bytes += _weight(frame)
         self.expire()
 
     def purged(self, dataset_number: int, revision: int) -> None:
@@ -124,7 +127,7 @@ class PageCache:
     def _discard(self, key: _Key) -> None:
         kept = self._frames.pop(key, None)
         if kept is not None:
-            self.size_bytes -= len(kept[1].body)
+            self.size_bytes -= _weight(kept[1])
 
     # -- what is being read -------------------------------------------------------------------------------
 
@@ -161,6 +164,10 @@ class PageCache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _weight(frame: Frame) -> int:
+    return len(frame.body) + OVERHEAD_BYTES
 
 
 class Shelf:
