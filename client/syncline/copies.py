@@ -1,27 +1,13 @@
 """Copies that can be proven: ``Digest`` and ``Copy``."""
 
 from collections.abc import Iterator, Mapping
-from hashlib import blake2b
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from syncline._digest import MODULUS, entry_digest
 from syncline.errors import CopyDiverged
 from syncline.events import Change, ChangeBatch, Checkpoint, Event, Put, Reset
 
 T = TypeVar("T")
-
-_MODULUS: Final = 1 << 128
-
-
-def entry_digest(record_id: str, revision: int, json: bytes) -> int:
-    """What one record adds to the digest of its dataset.
-
-    BLAKE2b-128(record_id ‖ 0x00 ‖ revision as 8 bytes big-endian ‖ BLAKE2b-128(json)), as a big-endian number.
-    """
-    value_hash = blake2b(json, digest_size=16).digest()
-    entry = blake2b(
-        b"%b\0%b%b" % (record_id.encode(), revision.to_bytes(8, "big"), value_hash), digest_size=16
-    )
-    return int.from_bytes(entry.digest(), "big")
 
 
 class Digest:
@@ -45,13 +31,13 @@ class Digest:
 
     def put(self, record_id: str, revision: int, json: bytes) -> None:
         """A record has this content now."""
-        entry = entry_digest(record_id, revision, json)
-        self._sum = (self._sum - self._entries.get(record_id, 0) + entry) % _MODULUS
+        entry = int.from_bytes(entry_digest(record_id, revision, json), "big")
+        self._sum = (self._sum - self._entries.get(record_id, 0) + entry) % MODULUS
         self._entries[record_id] = entry
 
     def remove(self, record_id: str) -> None:
         """A record is gone; without effect when it was not there."""
-        self._sum = (self._sum - self._entries.pop(record_id, 0)) % _MODULUS
+        self._sum = (self._sum - self._entries.pop(record_id, 0)) % MODULUS
 
     def clear(self) -> None:
         """Begin again with nothing."""

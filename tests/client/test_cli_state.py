@@ -92,6 +92,9 @@ def test_a_symbolic_link_keeps_pointing(tmp_path):
 def test_two_processes_do_not_share_a_file(tmp_path):
     with held(tmp_path / "token"), pytest.raises(CommandError, match="in use"), held(tmp_path / "token"):
         pass
+    (tmp_path / "link").symlink_to(tmp_path / "token")
+    with held(tmp_path / "token"), pytest.raises(CommandError, match="in use"), held(tmp_path / "link"):
+        pass
     with held(tmp_path / "token"):
         pass
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import syncline
 from support.digest_ranges import batch_get, digest_ranges
 from support.scripted_server import changes, checkpoint, reset
+from syncline._digest import Tally, entry_digest
 from syncline._events import Order
 from syncline._selection import EVERYTHING
 from syncline._wire import to_record
-from syncline.replica._apply import MENDS, RENEWALS, Course, Tally, Verdict, entry_digest
+from syncline.replica._apply import MENDS, RENEWALS, Course, Verdict
 from syncline.replica._copy import Range
 from syncline.replica._file import FileCopy
 from syncline.replica._file_write import Writer

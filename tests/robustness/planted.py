@@ -429,7 +429,7 @@ def reset_ignored() -> Iterator[None]:
 @client
 def duplicate_applied_twice() -> Iterator[None]:
     """A replica counts the changes of some batches twice."""
-    from syncline.replica._apply import Tally
+    from syncline._digest import Tally
 
     add, count = Tally.add, itertools.count(1)
 

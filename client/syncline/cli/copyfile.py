@@ -9,18 +9,16 @@ with the copy: the data of the changes waits in a temporary file.
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
+from syncline._digest import Tally, entry_digest
 from syncline.cli.exits import CommandError
 from syncline.cli.state import replacing
-from syncline.copies import entry_digest
 
 if TYPE_CHECKING:
     from syncline import ChangeBatch, Checkpoint
-
-_MODULUS: Final = 1 << 128
 
 
 class CopyLine(msgspec.Struct):
@@ -91,16 +89,14 @@ class CopyFile:
         self._from_nothing = False
 
     def _verify(self, checkpoint: "Checkpoint", write: Callable[[bytes], object]) -> None:
-        count = total = 0
+        tally = Tally()
         for line in self._lines():
             entry = _decode(line)
             write(line)
-            total += entry_digest(entry.record_id, entry.revision, bytes(entry.data))
-            count += 1
-        digest = (total % _MODULUS).to_bytes(16, "big")
-        if checkpoint.digest and (count, digest) != (checkpoint.record_count, checkpoint.digest):
+            tally.add((entry_digest(entry.record_id, entry.revision, bytes(entry.data)),))
+        if not tally.agrees(checkpoint):
             raise DivergedError(
-                f"{self._path} would hold {count:,} records with digest {digest.hex()}, the dataset has "
+                f"{self._path} would hold {tally.count:,} records with digest {tally.digest.hex()}, the dataset has "
                 f"{checkpoint.record_count:,} with {checkpoint.digest.hex()} at revision {checkpoint.revision:,}"
             )
 

@@ -11,12 +11,8 @@ from typing import BinaryIO
 
 import msgspec
 
+from syncline._file_lock import FileLock
 from syncline.cli.exits import CommandError, ExitCode
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows: without the lock
-    fcntl = None  # type: ignore[assignment]
 
 
 class _Stored(msgspec.Struct, forbid_unknown_fields=False):
@@ -122,15 +118,12 @@ def held(path: Path) -> Iterator[None]:
 
     Raises CommandError when another process holds it, as when a cron job overtakes its predecessor.
     """
-    if fcntl is None:  # pragma: no cover
+    lock = FileLock(path)
+    if not lock.take():
+        raise CommandError(
+            f"{path} is in use by another process", hint="wait for it, or use a file of its own."
+        )
+    try:
         yield
-        return
-    target = path.resolve()
-    with target.with_name(f".{target.name}.lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(
-                f"{path} is in use by another process", hint="wait for it, or use a file of its own."
-            ) from None
-        yield
+    finally:
+        lock.release()

@@ -17,71 +17,17 @@ So readers see proven states only, and the token is never ahead of the data nor 
 """
 
 import enum
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Final
 
+from syncline._digest import Tally
 from syncline.errors import CopyDiverged
 from syncline.events import ChangeBatch, Checkpoint, Reset
-
-MODULUS: Final = 1 << 128
 
 MENDS: Final = 2
 """Attempts to mend a copy before it begins anew."""
 
 RENEWALS: Final = 3
 """Complete new copies in a row that cannot be proven either; then the replica stops."""
-
-
-def entry_digest(record_id: str, revision: int, json: bytes) -> bytes:
-    """What one record adds to the digest of its dataset, 16 bytes; see ``syncline.copies.entry_digest``."""
-    return entry_digests((record_id,), (revision,), (json,))[0]
-
-
-def entry_digests(record_ids: Iterable[str], revisions: Iterable[int], json: Iterable[bytes]) -> list[bytes]:
-    """The same of many; in one loop, because a first copy of a million spends a quarter of its time here."""
-    return [
-        blake2b(
-            b"%b\0%b%b"
-            % (record_id.encode(), revision.to_bytes(8, "big"), blake2b(data, digest_size=16).digest()),
-            digest_size=16,
-        ).digest()
-        for record_id, revision, data in zip(record_ids, revisions, json, strict=True)
-    ]
-
-
-@dataclass(slots=True)
-class Tally:
-    """Count and sum of the digests of some records."""
-
-    count: int = 0
-    total: int = 0
-
-    def add(self, entries: Sequence[bytes]) -> None:
-        """Count records in."""
-        self.count += len(entries)
-        self.total = (self.total + sum(map(_number, entries))) % MODULUS
-
-    def remove(self, entries: Sequence[bytes]) -> None:
-        """Count records out."""
-        self.count -= len(entries)
-        self.total = (self.total - sum(map(_number, entries))) % MODULUS
-
-    @property
-    def digest(self) -> bytes:
-        """As in a checkpoint."""
-        return self.total.to_bytes(16, "big")
-
-    def agrees(self, checkpoint: Checkpoint) -> bool:
-        """Whether these are the records of the checkpoint, or it does not say which they are."""
-        return not checkpoint.digest or (
-            self.count == checkpoint.record_count and self.digest == checkpoint.digest
-        )
-
-
-def _number(entry: bytes) -> int:
-    return int.from_bytes(entry, "big")
 
 
 class Verdict(enum.Enum):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar
 
+from syncline._digest import Tally
 from syncline.events import Change, ChangeBatch, Checkpoint, Put
-from syncline.replica._apply import Tally
 
 T = TypeVar("T")
 

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+from syncline._digest import Tally
+from syncline._file_lock import FileLock
 from syncline._selection import Selection
 from syncline.errors import ReplicaUnusable
 from syncline.events import Change, ChangeBatch, Checkpoint, Put
-from syncline.replica._apply import Tally
 from syncline.replica._changes import LOG
 from syncline.replica._copy import Point, Range
-from syncline.replica._file_lock import FileLock
 from syncline.replica._file_read import Reader, is_replica
 from syncline.replica._file_schema import check, connect, told
 from syncline.replica._file_write import Writer

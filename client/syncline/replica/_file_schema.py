@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from syncline._digest import Tally
 from syncline.errors import ReplicaUnusable
-from syncline.replica._apply import Tally
 from syncline.replica._copy import Point, time_of, time_us
 
 APPLICATION_ID: Final = 0x534C5250

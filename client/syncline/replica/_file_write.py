@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+from syncline._digest import Tally, entry_digests
 from syncline.events import (
     DELETE,
     PUT,
@@ -27,7 +28,6 @@ from syncline.events import (
     Remove,
 )
 from syncline.replica import _file_schema as schema
-from syncline.replica._apply import Tally, entry_digests
 from syncline.replica._copy import Point, Range, now_us, point_of, time_us
 
 T = TypeVar("T")
@@ -452,7 +452,7 @@ class _Blocks:
             return self._scan(part)
         tally = self._up_to(part.through, last)
         before = self._up_to(part.after, first) if part.after else Tally()
-        return Tally(tally.count - before.count, (tally.total - before.total) % (1 << 128))
+        return tally - before
 
     def _up_to(self, record_id: str, block: int) -> Tally:
         """Of all ids up to this one, which lies in this block."""
@@ -461,7 +461,7 @@ class _Blocks:
         tally = replace(self._sums[block - 1])
         if block < len(self._ends):
             rest = self._scan(Range(self._ends[block - 1], record_id))
-            tally = Tally(tally.count + rest.count, (tally.total + rest.total) % (1 << 128))
+            tally += rest
         return tally
 
     def _scan(self, part: Range) -> Tally:

@@ -4,9 +4,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
+from syncline._digest import Tally
 from syncline.errors import FeedBroken, NotOffered, OutcomeUnknown, Overloaded, ReplicaStopped
 from syncline.events import ChangeBatch, Checkpoint, Reset
-from syncline.replica._apply import Course, Tally, Verdict
+from syncline.replica._apply import Course, Verdict
 from syncline.replica._changes import LOG, Listeners
 from syncline.replica._copy import CopyStore
 

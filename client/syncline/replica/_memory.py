@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
+from syncline._digest import Tally, entry_digests
 from syncline.events import Change, ChangeBatch, ChangeReason, Checkpoint, Delete, Put, Remove
-from syncline.replica._apply import Tally, entry_digests
 from syncline.replica._copy import Point, Range, now_us, point_of, time_us
 
 T = TypeVar("T")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from syncline._call import Caller
+from syncline._digest import Tally
 from syncline._selection import Selection
 from syncline._wire import to_record
 from syncline.errors import FeedBroken
 from syncline.events import ChangeReason, Put, Record
 from syncline.names import dataset_name
-from syncline.replica._apply import Tally
 from syncline.replica._copy import CopyStore, Range, time_us
 from syncline.v1.record_service_pb2 import BatchGetRecordsRequest
 from syncline.v1.record_service_pb2_grpc import RecordServiceStub

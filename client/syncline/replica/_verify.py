@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from syncline._digest import Tally, entry_digests
 from syncline._selection import Selection
 from syncline.errors import ReplicaUnusable
 from syncline.events import PUT, ChangeBatch, SyncPage
-from syncline.replica._apply import Tally, entry_digests
 from syncline.replica._copy import Point
 from syncline.replica._file_schema import check, connect, read_point, told
 

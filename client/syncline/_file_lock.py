@@ -1,4 +1,4 @@
-"""One writing process for a replica's file, by a lock on a file beside it.
+"""One process at a time for a file, by a lock on a file beside it.
 
 The system drops the lock when the process ends, however it ends.
 """
@@ -17,7 +17,7 @@ class FileLock:
     """A lock that is taken or not."""
 
     def __init__(self, path: Path) -> None:
-        target = path.absolute()
+        target = path.resolve()  # whoever comes by a symbolic link finds the same lock
         self._path = target.with_name(f".{target.name}.lock")
         self._file: BinaryIO | None = None
 
