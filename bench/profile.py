@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import loops, machine
 from bench.figures import sensor
@@ -25,9 +26,11 @@ from bench.measure import work_directory
 from bench.processes import stop
 from bench.records import make_item, shuffled_items
 from bench.systems.base import Running
-from bench.systems.postgres import Postgres, running_postgres
 from bench.systems.stubs import SynclineFeed
 from bench.systems.syncline import Syncline, SynclineClient
+
+if TYPE_CHECKING:
+    from bench.systems.postgres import Postgres
 
 OUTPUT = Path("build")
 SAMPLES_PER_SECOND = 200
@@ -194,7 +197,7 @@ async def _repeat(work: Callable[[], Awaitable[int]], seconds: float) -> float:
 
 @contextlib.asynccontextmanager
 async def _prepared(
-    name: str, directory: Path, postgres: Postgres | None, prefix: tuple[str, ...] = ()
+    name: str, directory: Path, postgres: "Postgres | None", prefix: tuple[str, ...] = ()
 ) -> AsyncIterator[tuple[Running, Callable[[], Awaitable[int]]]]:
     """A server, and the workload ready to go."""
     store = ""
@@ -212,7 +215,7 @@ async def _prepared(
 # -- py-spy ----------------------------------------------------------------------------------------------------
 
 
-async def _sampled(name: str, directory: Path, postgres: Postgres | None, spy: str, seconds: float) -> str:
+async def _sampled(name: str, directory: Path, postgres: "Postgres | None", spy: str, seconds: float) -> str:
     async with _prepared(name, directory, postgres) as (running, work):
         cpu, rate = await _sample(spy, running.pid, directory / "cpu", seconds, work, "--native")
         gil, _ = await _sample(spy, running.pid, directory / "gil", seconds, work, "--gil", "--nonblocking")
@@ -302,7 +305,7 @@ def _list(title: str, counts: Counter[str], samples: float) -> str:
 # -- cProfile --------------------------------------------------------------------------------------------------
 
 
-async def _counted(name: str, directory: Path, postgres: Postgres | None, seconds: float) -> str:
+async def _counted(name: str, directory: Path, postgres: "Postgres | None", seconds: float) -> str:
     output = directory / "cprofile"
     prefix = (sys.executable, "-m", "cProfile", "-o", str(output))
     async with _prepared(name, directory, postgres, prefix) as (_, work):
@@ -340,6 +343,8 @@ async def main() -> None:
             directory = stack.enter_context(work_directory(machine.disk_directory()))
             postgres = None
             if arguments.postgres:
+                from bench.systems.postgres import running_postgres
+
                 postgres = await stack.enter_async_context(running_postgres(directory.parent))
             if spy is None:
                 text = await _counted(name, directory, postgres, arguments.seconds)

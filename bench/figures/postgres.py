@@ -62,8 +62,14 @@ async def _on_sqlite(stack: contextlib.AsyncExitStack, room: Room, *, page_cache
 
 
 def _figure(name: str, what: str, unit: str, samples: Mapping[str, Sequence[float]]) -> Figure:
-    better = "lower" if unit == "ms" else "higher"
-    return Figure(name=name, what=what, unit=unit, better=better, values=medians(samples), samples=samples)
+    return Figure(
+        name=name,
+        what=what,
+        unit=unit,
+        better="lower" if unit == "ms" else "higher",
+        values=medians(samples),
+        samples=samples,
+    )
 
 
 # -- writing ------------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ async def _cold_starts(room: Room, postgres: Postgres, node: Node, client: Clien
             ("one", 1, 0.0),
         ):
             rounds[name] = _ColdStarts(postgres, node.running, readers[:count], apart, name)
-        number_of_rounds = 2
+        number_of_rounds = room.pick(2, 1)
         for one in rounds.values():
             # Each round has a dataset of its own: pages that another one left would help it.
             for number in range(number_of_rounds):
