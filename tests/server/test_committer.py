@@ -1,19 +1,24 @@
 """The commit queue: grouping, verdicts, overload, callers that give up, clean stop."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from syncline_server.errors import Aborted, ResourceExhausted, Unavailable
 from syncline_server.ingest import committer as committer_module
 from syncline_server.ingest.committer import Committer
-from syncline_server.model import Appended, Commit, CommitResult, Deletes, Head
+from syncline_server.model import Appended, Commit, CommitResult, Deletes, Head, SessionCommit
 from syncline_server.notify.local import LocalNotifier
-from syncline_server.store.abc import GroupResult
+from syncline_server.store.abc import Contended, GroupResult
 
 
 class GatedStore:
     """Records the groups that it is given; each waits until it is let through."""
+
+    commit_lanes = 1
 
     def __init__(self):
         self.groups = []
@@ -228,3 +233,131 @@ async def test_g20_stopping_writes_what_waits_and_refuses_what_comes(store, noti
 
     assert refused.value.reason == "SHUTTING_DOWN"
     assert [r.changed for r in await asyncio.gather(first, *tasks)] == [True] * 3
+
+
+# -- lanes ----------------------------------------------------------------------------------------------------
+
+
+class LanedStore:
+    """Groups of a dataset that is stuck wait until it is let go."""
+
+    commit_lanes = 2
+
+    def __init__(self):
+        self.stuck = set()
+        self.moved = asyncio.Condition()
+        self.started = []
+        self.done = []
+        self.on_their_way = 0
+        self.most_on_their_way = 0
+
+    async def commit(self, commits, *, carry_changes=10_000):
+        numbers = {c.dataset_number for c in commits}
+        if len(numbers) > 1 and numbers & self.stuck:
+            raise Contended
+        self.started.append([c.key_id for c in commits])
+        self.on_their_way += 1
+        self.most_on_their_way = max(self.most_on_their_way, self.on_their_way)
+        try:
+            async with self.moved:
+                await self.moved.wait_for(lambda: not numbers & self.stuck)
+        finally:
+            self.on_their_way -= 1
+        self.done += [c.key_id for c in commits]
+        results = [CommitResult(revision=1, changed=True, statuses=b"") for _ in commits]
+        return GroupResult(results=results, appended=[], transaction_seconds=0.0, sync_seconds=0.0)
+
+    async def let_go(self, number):
+        async with self.moved:
+            self.stuck.discard(number)
+            self.moved.notify_all()
+
+
+def of(number, name, write=None):
+    return replace(commit(name), dataset_number=number, write=write or Deletes(record_ids=["x"]))
+
+
+async def test_t83_a_dataset_that_is_held_up_holds_up_no_other(notifier):
+    """T83: also when they were in one group; and its own commits keep their order."""
+    store = LanedStore()
+    committer = Committer(store, notifier)
+    async with committer.running():
+        store.stuck.add(1)
+        first = [committer.submit(of(n, name)) for n, name in ((1, "a1"), (2, "b1"), (1, "a2"), (3, "c1"))]
+        await asyncio.gather(first[1], first[3])
+        for turn in range(5):
+            late = committer.submit(of(1, f"a{turn + 3}"))
+            await asyncio.gather(
+                committer.submit(of(2, f"b{turn + 2}")), committer.submit(of(3, f"c{turn + 2}"))
+            )
+            assert not late.done()
+        assert committer.queued_commits == 5, "those wait that came behind"
+        await store.let_go(1)
+        await first[2]
+    assert [name for name in store.done if name.startswith("a")] == [f"a{n}" for n in range(1, 8)]
+    assert [name for name in store.done if name.startswith("b")] == [f"b{n}" for n in range(1, 7)]
+    assert committer.queued_commits == committer.queued_bytes == 0
+
+
+async def test_no_more_groups_are_on_their_way_than_there_are_lanes(notifier):
+    store = LanedStore()
+    committer = Committer(store, notifier)
+    async with committer.running():
+        store.stuck |= {1, 2, 3}
+        verdicts = []
+        for number in (1, 2, 3, 1, 4):
+            verdicts.append(committer.submit(of(number, f"{number}")))
+            await asyncio.sleep(3 * committer_module.LANE_SECONDS)
+        assert store.started == [["1"], ["2"]]
+        for number in (2, 1, 3):
+            await store.let_go(number)
+        await asyncio.gather(*verdicts)
+        assert store.most_on_their_way == 2
+    assert sorted(store.done) == ["1", "1", "2", "3", "4"]
+
+
+async def test_a_session_is_committed_apart(notifier):
+    """What may take long shares its group with nobody, and what comes behind it in its dataset waits."""
+    store = LanedStore()
+    committer = Committer(store, notifier)
+    session = SessionCommit(session_id="s", calls=1, guard=None)
+    async with committer.running():
+        writes = [of(1, "a"), of(2, "b"), of(1, "close", session), of(1, "behind"), of(2, "c")]
+        await asyncio.gather(*map(committer.submit, writes))
+    assert ["close"] in store.started
+    assert [name for name in store.done if name in {"a", "close", "behind"}] == ["a", "close", "behind"]
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["commit", "commit", "stick", "free", "wait"]), st.integers(1, 4)),
+        max_size=40,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_lanes_keep_the_order_of_each_dataset(steps):
+    async def run():
+        store = LanedStore()
+        committer = Committer(store, LocalNotifier())
+        sent, verdicts = [], []
+        async with committer.running():
+            for place, (what, number) in enumerate(steps):
+                if what == "commit":
+                    sent.append((number, f"{number}-{place}"))
+                    verdicts.append(committer.submit(of(*sent[-1])))
+                elif what == "stick":
+                    store.stuck.add(number)
+                elif what == "free":
+                    await store.let_go(number)
+                else:
+                    await asyncio.sleep(0.0005)
+            for number in list(store.stuck):
+                await store.let_go(number)
+        assert all(verdict.done() for verdict in verdicts), "leaving waits for all of them"
+        for number in range(1, 5):
+            names = [name for of_dataset, name in sent if of_dataset == number]
+            assert [name for name in store.done if name in names] == names
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(committer_module, "LANE_SECONDS", 0.0002)
+        asyncio.run(run())

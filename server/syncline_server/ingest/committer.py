@@ -4,18 +4,22 @@ Callers put a finished ``Commit`` into the queue and wait for its verdict. One t
 while the last group was being written, hands it to the store in one call, tells the feed, then answers. A
 caller that gives up only stops waiting (hazard F30): if its commit is still queued it is dropped, if it is
 with the store it is carried out.
+
+Where the store has several lanes, a group that takes long goes on while the next ones are written, of other
+datasets: so whoever holds up one dataset, with a lock or a large session, holds up no other. The commits of a dataset
+keep their order.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 from syncline_server.errors import ResourceExhausted, SynclineError, Unavailable
-from syncline_server.model import Commit, CommitResult
+from syncline_server.model import Commit, CommitResult, SessionCommit
 from syncline_server.notify.abc import Notifier
-from syncline_server.store.abc import GroupResult, Store
+from syncline_server.store.abc import Contended, GroupResult, Store
 
 MAX_GROUP_COMMITS: Final = 512
 MAX_GROUP_BYTES: Final = 8 << 20
@@ -29,6 +33,10 @@ GATHER_BELOW_BYTES: Final = 64 << 10
 hand-overs between threads) and 0.03 ms for each commit in it. So the queue may gather until all who were busy
 with the last group have come back, for as long as it grows within ``GATHER_SECONDS``, ``GATHER_ROUNDS`` times. A
 lone caller, and whoever brings much at once, waits for nothing."""
+
+LANE_SECONDS: Final = 0.02
+"""What takes longer goes on in a lane of its own. Nearly every group is done by then, and groups that others could
+join while they wait are cheaper than many at once."""
 
 GroupObserver = Callable[[Sequence[Commit], GroupResult], None]
 
@@ -50,6 +58,13 @@ class Committer:
         self._notifier = notifier
         self._max_queue_bytes = max_queue_bytes
         self._observe = observe
+        self._lanes = store.commit_lanes
+        self._writing: set[asyncio.Task[None]] = set()
+        """Groups that are on their way, where there are several lanes."""
+        self._aside: defaultdict[int, deque[_Entry]] = defaultdict(deque)
+        """Commits that wait for one of the same dataset that is on its way, by dataset."""
+        self._contended: set[int] = set()
+        """Datasets whose last group failed: nobody else shares one with them."""
         self._queue: deque[_Entry] = deque()
         self._queued_bytes = 0
         self._busy = 1
@@ -63,7 +78,7 @@ class Committer:
     @property
     def queued_commits(self) -> int:
         """Number of commits that wait."""
-        return len(self._queue)
+        return len(self._queue) + sum(map(len, self._aside.values()))
 
     @property
     def queued_bytes(self) -> int:
@@ -102,7 +117,7 @@ class Committer:
         """
         if self._closed:
             raise Unavailable("SHUTTING_DOWN", "the server is shutting down", retry_after_seconds=1)
-        if self._queue and self._queued_bytes + commit.size_bytes > self._max_queue_bytes:
+        if self._queued_bytes and self._queued_bytes + commit.size_bytes > self._max_queue_bytes:
             raise ResourceExhausted(
                 "OVERLOADED",
                 f"{self._queued_bytes} bytes of commits wait for the disk already; nothing was done",
@@ -110,16 +125,19 @@ class Committer:
             )
         # The loop was asked for once: until Python 3.12 ``get_running_loop`` costs a system call.
         verdict: asyncio.Future[CommitResult] = self._loop.create_future()
-        self._queue.append((commit, verdict))
         self._queued_bytes += commit.size_bytes
+        if self._aside and commit.dataset_number in self._aside:
+            self._aside[commit.dataset_number].append((commit, verdict))
+            return verdict
+        self._queue.append((commit, verdict))
         if self._is_enough():
             self._wake.set()
         return verdict
 
     async def _write_groups(self) -> None:
         while True:
-            if not self._queue:
-                if self._closed:
+            if not self._queue or len(self._writing) >= self._lanes:
+                if self._closed and not self._queue and not self._writing:
                     return
                 self._enough = 1
                 self._wake.clear()
@@ -127,9 +145,45 @@ class Committer:
                 continue
             await self._gather()
             group = self._take_group()
-            if group:
+            if group and self._lanes == 1:
                 await self._write(group)
                 self._busy = len(group) + len(self._queue)
+            elif group:
+                await self._send(group)
+
+    async def _send(self, group: list[_Entry]) -> None:
+        """Have a group written, and wait for it no longer than is good; what comes for its datasets stands aside."""
+        for commit, _ in group:
+            self._aside[commit.dataset_number]  # makes it: being there is what counts
+        left = [entry for entry in self._queue if entry[0].dataset_number in self._aside]
+        if left:
+            self._queue = deque(entry for entry in self._queue if entry[0].dataset_number not in self._aside)
+            for entry in left:
+                self._aside[entry[0].dataset_number].append(entry)
+        task = asyncio.create_task(self._write_lane(group), name="commit lane")
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        task.add_done_callback(lambda _: self._wake.set())
+        await asyncio.wait([task], timeout=LANE_SECONDS)
+
+    async def _write_lane(self, group: list[_Entry]) -> None:
+        apart: defaultdict[int, list[_Entry]] = defaultdict(list)
+        try:
+            await self._write(group)
+        except Contended:
+            for entry in group:
+                apart[entry[0].dataset_number].append(entry)
+            await asyncio.gather(*map(self._write_lane, apart.values()))
+        finally:
+            if not apart:
+                for number in {commit.dataset_number for commit, _ in group}:
+                    self._release(number)
+                self._busy = len(group) + len(self._queue)
+
+    def _release(self, dataset_number: int) -> None:
+        """Let those come that stood aside: they were there before what is in the queue."""
+        self._queue.extendleft(reversed(self._aside.pop(dataset_number)))
+        self._wake.set()
 
     async def _gather(self) -> None:
         """Let the queue grow, when there are others who will add to it."""
@@ -153,7 +207,9 @@ class Committer:
         size = 0
         while self._queue and len(group) < MAX_GROUP_COMMITS:
             commit, verdict = self._queue[0]
-            if group and size + commit.size_bytes > MAX_GROUP_BYTES:
+            if group and (
+                size + commit.size_bytes > MAX_GROUP_BYTES or self._keep_apart(group[0][0], commit)
+            ):
                 break
             self._queue.popleft()
             self._queued_bytes -= commit.size_bytes
@@ -163,14 +219,29 @@ class Committer:
             group.append((commit, verdict))
         return group
 
+    def _keep_apart(self, first: Commit, second: Commit) -> bool:
+        """Whether two commits must not share a group. One lane takes everything."""
+        if self._lanes == 1:
+            return False
+        if isinstance(first.write, SessionCommit) or isinstance(second.write, SessionCommit):
+            return True
+        numbers = {first.dataset_number, second.dataset_number}
+        return len(numbers) > 1 and not self._contended.isdisjoint(numbers)
+
     async def _write(self, group: list[_Entry]) -> None:
+        """Write a group and tell what became of it. Raises Contended."""
         commits = [commit for commit, _ in group]
+        numbers = {commit.dataset_number for commit in commits}
         try:
             written = await self._store.commit(commits)
+        except Contended:
+            raise
         except Exception as error:  # noqa: BLE001 - every caller gets it, and the queue must live on
+            self._contended |= numbers
             for _, verdict in group:
                 _fail(verdict, error)
             return
+        self._contended -= numbers
         for appended in written.appended:
             self._notifier.announce(appended)
         for (_, verdict), result in zip(group, written.results, strict=True):

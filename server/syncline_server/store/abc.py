@@ -59,6 +59,10 @@ from syncline_server.model import (
 )
 
 
+class Contended(Exception):
+    """Nothing was done: somebody else holds one of several datasets for long. Commit those of each dataset apart."""
+
+
 class StoreRefused(Exception):
     """The store cannot be opened as it is. The message is for the operator: why, and what to do."""
 
@@ -120,6 +124,8 @@ class Store(ABC):
     """A store that is open. Made by its module's ``open_store``, an async context manager that owns it."""
 
     info: StoreInfo
+    commit_lanes: int = 1
+    """How many groups it commits at once, of different datasets. Those of one dataset come one after the other."""
     clock: Clock
     """The time that this store stamps. Whatever is compared with stored times is measured by it (hazard F56)."""
     failed: asyncio.Event
@@ -240,6 +246,9 @@ class Store(ABC):
         has happened (STORE_FULL) or that is not known (STORE_UNAVAILABLE). A SessionCommit may have a
         transaction of its own; when a later transaction of the group fails, its commits and those behind
         them have the error as their verdict.
+
+        Raises Contended, having done nothing, when the group is of several datasets and another node or a stranger
+        holds one of them for longer than the others should wait.
 
         Inside the transaction, in this order: the identity is looked up; dataset and source exist and the
         generation is the one expected (NotFound, Aborted(DATASET_CHANGED)); the source is enabled

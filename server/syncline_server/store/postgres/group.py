@@ -68,6 +68,12 @@ FROM (SELECT array_agg(k.number), array_agg(e.position), array_agg(e.revision),
 """
 _NO_HASH: Final = bytes(16)
 _APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 50)) + ")"
+IMPATIENT_MS: Final = 250
+"""Who shares a group with others waits no longer for a dataset that somebody else holds: they would wait with it. A
+commit of another node holds it for some milliseconds, unless it is that of a large session."""
+_IMPATIENT: Final = f"set_config('lock_timeout', '{IMPATIENT_MS}', true)"
+"""For this transaction, which is this statement where no other was begun."""
+_APPLY_IMPATIENTLY: Final = f"{_APPLY} FROM {_IMPATIENT}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +282,15 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> tuple[Sequence[Any]
     return tuple(zip(*rows, strict=True)) if rows else ((),) * width
 
 
-async def apply(connection: Connection, judged: Judged) -> bool:
-    """Write what a plan has gathered, unless something has changed since the look; whether it was written."""
-    return bool(await connection.fetchval(_APPLY, *judged.arguments or ()))
+async def apply(connection: Connection, judged: Judged, *, impatient: bool) -> bool:
+    """Write what a plan has gathered, unless something has changed since the look; whether it was written.
+
+    Impatiently: raises LockNotAvailableError soon.
+    """
+    statement = _APPLY_IMPATIENTLY if impatient else _APPLY
+    return bool(await connection.fetchval(statement, *judged.arguments or ()))
+
+
+async def be_impatient(connection: Connection) -> None:
+    """Wait for locks as ``apply`` does, for the rest of the transaction."""
+    await connection.execute(f"SELECT {_IMPATIENT}")

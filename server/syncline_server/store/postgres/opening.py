@@ -61,6 +61,11 @@ async def open_store(
             raise StoreRefused(f"the database cannot be opened as a store: {error}") from error
         except SynclineError as error:
             raise StoreRefused(f"the database cannot be opened as a store: {error.message}") from error
-        store = PostgresStore(info=info, database=database, random_bytes=random_bytes)
+        store = PostgresStore(
+            info=info,
+            database=database,
+            commit_lanes=max(1, writer_connections - 1),  # one is left for what waits for no lock
+            random_bytes=random_bytes,
+        )
         stack.push_async_callback(store.finish)
         yield store

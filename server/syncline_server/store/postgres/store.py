@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import asyncpg
 
 from syncline_server import failpoints
-from syncline_server.errors import SynclineError
+from syncline_server.errors import SynclineError, Unavailable
 from syncline_server.model import (
     Appended,
     Commit,
@@ -35,7 +35,7 @@ from syncline_server.model import (
     Source,
     Upserts,
 )
-from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
+from syncline_server.store.abc import Contended, GroupResult, PurgeResult, StagedCall, Store, StoreInfo
 from syncline_server.store.carried import Carried
 from syncline_server.store.plan import check_fingerprint
 from syncline_server.store.postgres import (
@@ -64,8 +64,16 @@ LOCKED_GROUPS: Final = 16
 class PostgresStore(Store):
     """A store in a PostgreSQL database. Made by ``open_store``."""
 
-    def __init__(self, *, info: StoreInfo, database: Database, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        *,
+        info: StoreInfo,
+        database: Database,
+        commit_lanes: int,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
         self.info = info
+        self.commit_lanes = commit_lanes
         self.clock = database.clock
         self.failed = database.failed
         """Set when the process should end and be started again: the database is another one than it was."""
@@ -229,7 +237,7 @@ class PostgresStore(Store):
                 if isinstance(part[0].write, SessionCommit):
                     results += await self._commit_session(part[0], carried, carry_changes)
                 else:
-                    verdicts, seconds = await self._commit_group(part, carried)
+                    verdicts, seconds = await self._commit_group(part, carried, is_first=not results)
                     results += verdicts
                     sync_seconds += seconds
             except SynclineError as error:
@@ -245,10 +253,24 @@ class PostgresStore(Store):
         )
 
     async def _commit_group(
-        self, commits: Sequence[Commit], carried: Carried
+        self, commits: Sequence[Commit], carried: Carried, *, is_first: bool
     ) -> tuple[list[CommitResult | SynclineError], float]:
-        """Verdicts, and the time of the call that writes and waits for the disk."""
+        """Verdicts, and the time of the call that writes and waits for the disk. Raises Contended."""
         failpoints.hit("commit.before")
+        impatient = is_first and len({commit.dataset_number for commit in commits}) > 1
+        try:
+            judged, seconds = await self._judge_and_apply(commits, impatient=impatient)
+        except Unavailable as error:
+            if impatient and isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                raise Contended from error
+            raise
+        failpoints.hit("commit.after")
+        judged.carry(carried)
+        return judged.results, seconds
+
+    async def _judge_and_apply(
+        self, commits: Sequence[Commit], *, impatient: bool
+    ) -> tuple[group.Judged, float]:
         done: tuple[group.Judged, float] | None = None
         if self._locked_groups:
             self._locked_groups -= 1
@@ -256,16 +278,13 @@ class PostgresStore(Store):
             # A request id that another node uses at this moment, on another dataset, shows under the locks.
             with suppress(asyncpg.UniqueViolationError):
                 async with self._database.writing() as connection:
-                    done = await self._look_and_apply(connection, commits)
+                    done = await self._look_and_apply(connection, commits, impatient=impatient)
         if done is None:
-            done = await self._database.transact(self._lock_and_apply, commits)
-        judged, seconds = done
-        failpoints.hit("commit.after")
-        judged.carry(carried)
-        return judged.results, seconds
+            done = await self._database.transact(self._lock_and_apply, commits, impatient=impatient)
+        return done
 
     async def _look_and_apply(
-        self, connection: Connection, commits: Sequence[Commit]
+        self, connection: Connection, commits: Sequence[Commit], *, impatient: bool
     ) -> tuple[group.Judged, float] | None:
         """Work the group out without locks; None when something changed meanwhile."""
         judged = await group.judge_group(
@@ -274,17 +293,19 @@ class PostgresStore(Store):
         if judged.arguments is None:
             return judged, 0.0
         started = time.monotonic()
-        if not await group.apply(connection, judged):
+        if not await group.apply(connection, judged, impatient=impatient):
             self._locked_groups = LOCKED_GROUPS
             return None
         return judged, time.monotonic() - started
 
     async def _lock_and_apply(
-        self, connection: Connection, commits: Sequence[Commit]
+        self, connection: Connection, commits: Sequence[Commit], *, impatient: bool
     ) -> tuple[group.Judged, float]:
         """The same with the datasets locked from the look on, which always comes to an end."""
+        if impatient:
+            await group.be_impatient(connection)
         await catalog.lock_datasets(connection, {commit.dataset_number for commit in commits})
-        done = await self._look_and_apply(connection, commits)
+        done = await self._look_and_apply(connection, commits, impatient=False)
         assert done is not None, "nobody else can change a dataset that is locked"
         return done
 
