@@ -15,7 +15,7 @@ from robustness.nodes import nodes_on
 from robustness.planted import command
 from robustness.traffic import TINY, Traffic, told
 
-SECONDS = 7.0
+SECONDS = 6.0
 LONG_SECONDS = 60.0
 LONG_RUNS = 10
 PREFIXES = (command("short_leases"),) * 2

@@ -12,7 +12,7 @@ from support.waiting import until
 
 pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
 
-WRITES = 400
+WRITES = 300
 
 
 async def test_t78_g03_g08_fifty_writers_on_two_nodes(postgres, tmp_path, seed):
@@ -102,3 +102,25 @@ async def test_t113_g11_g20_rolling_restarts_under_sixty_subscribers(postgres, t
 @pytest.mark.timeout(600)
 async def test_t113_g11_g20_rolling_restarts_under_a_thousand_subscribers(postgres, tmp_path, seed):
     await restarted_one_by_one(postgres, tmp_path, seed, streams=50, rounds=4)
+
+
+@pytest.mark.slow
+async def test_g21_a_key_deleted_at_one_node_ends_the_streams_of_both(postgres, tmp_path, seed):
+    """G21: guests at the first node, at the second, and at either hear nothing more after the key's time."""
+    crowd = replace(PLAIN, writers=1, guests=6, subscribers=(), copies=())
+    async with (
+        nodes_on(postgres, tmp_path, seed=seed, env={"SYNCLINE_KEY_CHECK_SECONDS": "0.2"}) as nodes,
+        Traffic.on(
+            nodes[0].server,
+            seed=seed,
+            crowd=crowd,
+            addresses=nodes.addresses,
+            recorder=nodes.recorder,
+            checkpoint_seconds=10.0,
+        ) as traffic,
+    ):
+        await until(lambda: all(map(is_at_a_checkpoint, traffic.history.guests)))
+        await traffic.acknowledged(10)
+        await traffic.revoke(within_seconds=13.0)  # other nodes remember a key for ten seconds
+        await traffic.finish()
+        await nodes.check()

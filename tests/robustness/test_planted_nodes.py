@@ -123,15 +123,10 @@ SOUND = {
     "hints_are_lost": (hopping, one_sided),
     "lease_never_given_up": (suspended,),
 }
-EVERY_COMMIT = {"ring_vouches_for_what_it_has_not_heard"}
-"""The others in `make test-all`, for they cost seconds each."""
 
 
-def parameter(*values):
-    return pytest.param(*values, marks=[] if values[0] in EVERY_COMMIT else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("name", [parameter(name) for name in PLANTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.timeout(180)
 async def test_t118_a_fault_planted_into_nodes_is_caught(postgres, tmp_path, name):
     run, promises = PLANTED[name]
@@ -143,9 +138,10 @@ async def test_t118_a_fault_planted_into_nodes_is_caught(postgres, tmp_path, nam
     pytest.fail(f"not caught in {ROUNDS} runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "run"),
-    [parameter(name, run) for name, runs in SOUND.items() for run in runs],
+    [(name, run) for name, runs in SOUND.items() for run in runs],
     ids=lambda v: getattr(v, "__name__", v),
 )
 async def test_t118_the_same_run_of_nodes_without_a_fault_passes(postgres, tmp_path, name, run):
