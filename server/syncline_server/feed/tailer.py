@@ -76,6 +76,7 @@ class Tailer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._looks.clear()  # also of those that had not begun
 
     async def _look(self, number: int) -> None:
         try:
@@ -85,7 +86,7 @@ class Tailer:
                 if not moved:
                     await asyncio.sleep(VAIN_SECONDS)
         finally:
-            del self._looks[number]
+            self._looks.pop(number, None)
 
     async def _try(self, number: int, revision: int) -> bool:
         """Whether there was something new."""
