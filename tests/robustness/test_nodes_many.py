@@ -124,3 +124,30 @@ async def test_g21_a_key_deleted_at_one_node_ends_the_streams_of_both(postgres, 
         await traffic.revoke(within_seconds=13.0)  # other nodes remember a key for ten seconds
         await traffic.finish()
         await nodes.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_t73_g02_g05_twenty_crashes_of_the_database(postgres, tmp_path, seed):
+    """T73: PostgreSQL is stopped with `immediate` under load and recovers; nothing acknowledged is lost or doubled."""
+    crowd = replace(PLAIN, sessions=2, swaps=1, sensors=1, gauges=1)
+    async with (
+        nodes_on(postgres, tmp_path, seed=seed) as nodes,
+        Traffic.on(
+            nodes[0].server,
+            seed=seed,
+            crowd=crowd,
+            addresses=nodes.addresses,
+            recorder=nodes.recorder,
+            replica_directory=tmp_path,
+            checkpoint_seconds=10.0,
+        ) as traffic,
+    ):
+        for _ in range(20):
+            await postgres.crash()
+            await traffic.acknowledged(10)
+        history = await traffic.finish()
+        assert traffic.resets == []
+        assert all(node.server.is_running for node in nodes)
+        assert len(history.acknowledged()) > 20 * 10
+        await nodes.check()
