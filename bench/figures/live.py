@@ -134,7 +134,7 @@ def _of_etcd(name: str, figure: Figure) -> Sequence[Requirement]:
 
 async def measure_latency(room: Room) -> Outcome:
     """Time from the call of a write to the delivery of the record to each of 20 subscribers."""
-    plan = Plan(each=1, writes=room.pick(100, 40), rounds=room.pick(5, 3), pause_seconds=0.01)
+    plan = Plan(each=1, writes=room.pick(100, 40), rounds=room.pick(5, 2), pause_seconds=0.01)
     systems = (SynclineFeed(), Syncline(), *room.peers.values(), BareStreams())
     figures: list[Figure] = []
     for part, samples in zip((50, 99), await _latencies(room, systems, plan), strict=True):

@@ -77,7 +77,7 @@ def _figure(name: str, what: str, unit: str, samples: Mapping[str, Sequence[floa
 
 async def measure_push(room: Room) -> Outcome:
     """Bulk and single pushes, and single ones spread over datasets."""
-    items = [make_item(number) for number in range(room.pick(50_000, 20_000))]
+    items = [make_item(number) for number in range(room.pick(50_000, 10_000))]
     async with contextlib.AsyncExitStack() as stack:
         postgres = await stack.enter_async_context(_postgres(room))
         floor = await stack.enter_async_context(bare(postgres))
@@ -98,9 +98,9 @@ async def measure_push(room: Room) -> Outcome:
             await client.create("single")
         for number in range(DATASETS):
             await ours.create(f"single-{number}")
-        seconds = room.pick(1_200, 600) / 1_000
+        seconds = room.pick(1_000, 600) / 1_000
         single = await interleaved(
-            room.pick(5, 2),
+            room.pick(4, 2),
             {
                 "syncline": CallersRound(partial(ours.push_one, "single"), seconds),
                 "syncline_sqlite": CallersRound(partial(on_sqlite.push_one, "single"), seconds),
@@ -276,7 +276,7 @@ class _ColdStarts:
 
 async def measure_live(room: Room) -> Outcome:
     """Time from a write on one node to its delivery by another, and by the same."""
-    plan = Plan(each=1, writes=room.pick(100, 30), rounds=room.pick(4, 2), pause_seconds=0.01)
+    plan = Plan(each=1, writes=room.pick(100, 30), rounds=room.pick(3, 2), pause_seconds=0.01)
     async with contextlib.AsyncExitStack() as stack:
         postgres = await stack.enter_async_context(_postgres(room))
         first, second = await stack.enter_async_context(running_nodes(postgres, room.directory, 2))

@@ -42,7 +42,7 @@ async def _bulk(room: Room, name: str, order: str, items: list[Item]) -> Figure:
                 contenders[system.name] = BulkRound(client, items)
             sqlite = stack.enter_context(contextlib.closing(Sqlite(room.directory / "sqlite.db")))
             contenders["sqlite"] = _SqliteRound(sqlite, items)
-            samples = await interleaved(room.pick(4, 3), contenders)
+            samples = await interleaved(room.pick(4, 2), contenders)
     return Figure(
         name=name,
         what=f"{len(items):,} new records, {order}, {CALL_RECORDS:,} a call, {IN_FLIGHT} in flight",
@@ -94,7 +94,7 @@ async def measure_single(room: Room) -> Outcome:
         await client.create("single")
         (echo,) = await stack.enter_async_context(running_echo(room.directory, connections=1))
         samples = await interleaved(
-            room.pick(5, 3),
+            room.pick(5, 2),
             {
                 "syncline": CallersRound(partial(client.push_one, "single"), seconds),
                 "grpc_echo": CallersRound(lambda item: echo.unary(encode_item(item)), seconds),
