@@ -65,7 +65,7 @@ def _fork(old: DatasetLog, new: DatasetLog) -> int:
 def _before(history: History, old: dict[str, DatasetLog], moment: float) -> History:
     """The first part. What was under way at its end is of unknown outcome."""
     operations = [
-        operation if (operation.returned or moment) < moment else _unknown(operation)
+        _answered_once(operation) if (operation.returned or moment) < moment else _unknown(operation)
         for operation in history.operations
         if operation.invoked < moment
     ]
@@ -97,6 +97,11 @@ def _since(history: History, views: list[View], lost: list[Operation], moment: f
         reads=[read for read in history.reads if read.invoked > moment],
         views=views,
     )
+
+
+def _answered_once(operation: Operation) -> Operation:
+    """As it was answered first; it may have been sent again in the second part, and found to be lost."""
+    return replace(operation, answers=operation.answers[:1])
 
 
 def _unknown(operation: Operation) -> Operation:
