@@ -259,3 +259,21 @@ async def test_a_long_transaction_is_waited_for(
         await transaction.rollback()
         await stranger.close()
         assert (await copying).datasets == 3
+
+
+async def test_a_reader_of_the_old_file_is_not_left_without_it(tmp_path: Path, filled: Path) -> None:
+    """Somebody looks into the file with a tool: its WAL cannot go, so the copy waits for another time."""
+    with closing(sqlite3.connect(filled, isolation_level=None)) as tool:
+        tool.execute("BEGIN")
+        tool.execute("SELECT * FROM store").fetchall()
+        with pytest.raises(StoreRefused, match="is read by another process; end it and run this again"):
+            await copied(filled, tmp_path / "two")
+    assert filled.exists()
+    await copied(filled, tmp_path / "two")
+    there = tmp_path / "two"
+    await copied(there, tmp_path / "three")
+    await copied(tmp_path / "three", there)  # where one was moved away from before
+    await copied(there, tmp_path / "four")
+    assert len(list(there.glob("syncline.db.moved*"))) == 2
+    with pytest.raises(StoreRefused, match="was moved away already; .*four/syncline.db has it"):
+        await copied(there, tmp_path / "four")

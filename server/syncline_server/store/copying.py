@@ -85,7 +85,8 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
         return CopyReport(
             datasets=0, records=0, rows=0, passes=0, seconds=time.monotonic() - started, final_seconds=0.0
         )
-    await target.begin(await source.identity())
+    identity = await source.identity()
+    await target.begin(identity)
     async with source.snapshot():
         await run.check_past()
     passes = await run.follow()
@@ -98,13 +99,14 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
         passes += await run.follow()
     async with source.final(reporter, wait=wait, meanwhile=run.follow):
         locked = time.monotonic()
+        if await source.identity() != identity:
+            raise StoreRefused(f"{source.name} holds another store than it did")
         await run.settle()
         heads = await run.compare()
         failpoints.hit("copy.compared")
         await target.equal(await source.sequences())
         failpoints.hit("copy.equal")
         await source.set_aside(target.name)
-    final_seconds = time.monotonic() - locked
     failpoints.hit("copy.set_aside")
     await target.finish()
     return CopyReport(
@@ -113,7 +115,7 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
         rows=run.rows,
         passes=passes,
         seconds=time.monotonic() - started,
-        final_seconds=final_seconds,
+        final_seconds=time.monotonic() - locked,
     )
 
 

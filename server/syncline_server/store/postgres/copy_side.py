@@ -86,7 +86,7 @@ async def connected(dsn: str, schema: str) -> AsyncIterator[Connection]:
             yield connection
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreRefused(
-            f"{shown(dsn)}: {error}; a copy makes and renames a schema: GRANT CREATE ON DATABASE to its role"
+            f"PostgreSQL: {error}; a copy makes and renames a schema: GRANT CREATE ON DATABASE to the role"
         ) from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise StoreRefused(f"{shown(dsn)}: {error}") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StoreRefused(f"PostgreSQL: {error}") from error

@@ -22,8 +22,6 @@ from syncline_server.store.sqlite.files import (
 )
 
 _COMMIT_ID: Final = "SELECT commit_id FROM revision WHERE dataset_number = ? AND revision = ?"
-CHECKPOINT: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
-
 _IDENTITY: Final = "SELECT store_id, token_secret FROM store"
 _OWNERS: Final = f"""
 SELECT position >> {BUCKET_BITS}, source_number, count(*),

@@ -32,7 +32,7 @@ from syncline_server.store.copy_sides import (
 from syncline_server.store.copy_sides import REQUEST as REQUESTS
 from syncline_server.store.rows import session_of
 from syncline_server.store.sqlite.connection import READER, WRITER, open_plain
-from syncline_server.store.sqlite.copy_side import CHECKPOINT, SqliteSide, identity_of
+from syncline_server.store.sqlite.copy_side import SqliteSide, identity_of
 from syncline_server.store.sqlite.files import (
     StoreFiles,
     exclusive_lock,
@@ -88,6 +88,8 @@ class SqliteSource(SqliteSide):
         try:
             source._begin()
             yield source
+        except sqlite3.Error as error:
+            raise StoreRefused(f"SQLite: {error}") from error
         finally:
             source._connection.close()
 
@@ -117,7 +119,9 @@ class SqliteSource(SqliteSide):
         """See ``CopySource``."""
         if self.files.database.exists() or not self.files.moved.exists():
             return None
-        with closing(open_plain(self.files.moved, READER, mode="ro")) as connection:
+        moved = self.files.moved
+        newest = max([moved, *moved.parent.glob(moved.name + ".*")])  # the time follows the name
+        with closing(open_plain(newest, READER, mode="ro")) as connection:
             return identity_of(connection)
 
     @asynccontextmanager
@@ -156,10 +160,13 @@ class SqliteSource(SqliteSide):
             yield
 
     async def set_aside(self, to: str) -> None:  # noqa: ARG002 - a file has no comment
-        """See ``CopySource``. A WAL without its database would be lost, so it is brought in before."""
-        busy, *_ = self._connection.execute(CHECKPOINT).fetchone()
+        """See ``CopySource``. A WAL without its database would be lost, so it is brought in and removed before."""
+        try:
+            mode = self._connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        except sqlite3.OperationalError:
+            mode = "locked"
         self._connection.close()
-        if busy or any(file.exists() for file in self.files.side_files):
+        if mode != "delete":
             raise StoreRefused(f"{self.name} is read by another process; end it and run this again")
         place = self.files.moved
         if place.exists():

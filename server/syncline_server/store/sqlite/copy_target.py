@@ -26,7 +26,7 @@ from syncline_server.store.copy_sides import (
 )
 from syncline_server.store.sqlite.columns import json_array
 from syncline_server.store.sqlite.connection import READER, WRITER, open_plain
-from syncline_server.store.sqlite.copy_side import CHECKPOINT, SqliteSide, identity_of
+from syncline_server.store.sqlite.copy_side import SqliteSide, identity_of
 from syncline_server.store.sqlite.files import (
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
@@ -75,6 +75,7 @@ _CHECKED: Final = "SELECT checked FROM copy_state"
 _SET_CHECKED: Final = "UPDATE copy_state SET checked = 1"
 _SET_EQUAL: Final = "UPDATE copy_state SET equal = 1"
 _NOT_EQUAL: Final = "UPDATE copy_state SET equal = 0"
+_CHECKPOINT: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 _INSERT_STORE: Final = "INSERT INTO store (one, store_id, token_secret) VALUES (1, ?, ?)"
 _COPIED: Final = "SELECT dataset_number, position, revision, record_count, digest FROM copy_dataset"
 _SET_COPIED: Final = """
@@ -152,7 +153,7 @@ class SqliteTarget(SqliteSide):
                 target.files.staging.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
                 yield target
         except sqlite3.Error as error:
-            raise StoreRefused(f"{target.name} cannot be written: {error}") from error
+            raise StoreRefused(f"SQLite: {error}") from error
         finally:
             target._connection.close()
 
@@ -180,6 +181,8 @@ class SqliteTarget(SqliteSide):
         if phase is Phase.EMPTY:
             self._connection.close()
             _remove(self.files.incoming)
+            for staged in self.files.staging.iterdir():  # of a copy that was thrown away
+                staged.unlink()
             os.close(os.open(self.files.incoming, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
             self._reopen()
             now_us = SystemClock().now_us()
@@ -351,7 +354,7 @@ class SqliteTarget(SqliteSide):
 
     async def finish(self) -> None:
         """See ``CopyTarget``. Its last connection brings the WAL in; then it gets its name."""
-        self._connection.execute(CHECKPOINT).fetchone()
+        self._connection.execute(_CHECKPOINT).fetchone()
         self._connection.close()
         files = self.files
         descriptor = os.open(files.incoming, os.O_RDONLY)
