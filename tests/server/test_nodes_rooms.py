@@ -81,6 +81,18 @@ async def test_a_dataset_that_was_replaced_on_another_node_is_the_new_one_everyw
         await replace_dataset(a)
         await push(a, "books", 1)
         assert await call(b)
+    for mode in (session_pb2.SESSION_MODE_STREAM, session_pb2.SESSION_MODE_ACCRUE):
+        await push(b, "books", 1)
+        await replace_dataset(a)
+        await write_session(b, await open_session(a, mode), 1, b'{"isbn":"k1"}')
+        await replace_dataset(a)
+        await write_session(a, await open_session(b, mode), 1, b'{"isbn":"k1"}')
+    await push(b, "books", 1)
+    await replace_dataset(a)
+    async with push_call(b) as producer:
+        await producer.open("p")
+        await producer.send(1, [b'{"isbn":"k1"}'])
+        await producer.ack()
     async with FeedClient(b) as behind:
         await behind.add(1, "books")
         await behind.until_exact(1, (1, ""))

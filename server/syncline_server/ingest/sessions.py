@@ -101,7 +101,7 @@ class Sessions:
         ResourceExhausted(TOO_MANY_SESSIONS).
         """
         check_may_push(principal, dataset_id, source_id)
-        target = await self._write_path.target(principal, dataset_id, source_id)
+        target = await self._write_path.target(principal, dataset_id, source_id, afresh=True)
         if await self._store.count_sessions() >= self._settings.max_open:
             raise ResourceExhausted(
                 "TOO_MANY_SESSIONS",
@@ -135,7 +135,7 @@ class Sessions:
     async def get(self, principal: Principal, dataset_id: str, source_id: str, session_id: str) -> Session:
         """Read an open session. Raises PermissionDenied(SESSION_INVALID) for anything else."""
         check_may_push(principal, dataset_id, source_id)
-        target = await self._write_path.target(principal, dataset_id, source_id)
+        target = await self._write_path.target(principal, dataset_id, source_id, afresh=True)
         return await self._store.get_session(session_id, source_number=target.source.number)
 
     async def write(

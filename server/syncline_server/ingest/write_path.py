@@ -40,7 +40,9 @@ COMMIT_OVERHEAD_BYTES: Final = 500
 """What a commit weighs beside its data."""
 
 
-_STALE: Final = frozenset({"DATASET_CHANGED", "DATASET_NOT_FOUND", "SOURCE_NOT_FOUND", "SOURCE_DISABLED"})
+_STALE: Final = frozenset(
+    {"DATASET_CHANGED", "DATASET_NOT_FOUND", "SOURCE_NOT_FOUND", "SOURCE_DISABLED", "SESSION_INVALID"}
+)
 """Reasons of the store that may say no more than that what is cached is old."""
 
 
@@ -194,16 +196,22 @@ class WritePath:
             else:
                 return prepared.report(result)
 
-    async def target(self, principal: Principal, dataset_id: str, source_id: str) -> Target:
-        """Find the source and what checks its records.
+    async def target(
+        self, principal: Principal, dataset_id: str, source_id: str, *, afresh: bool = False
+    ) -> Target:
+        """Find the source and what checks its records; ``afresh``: the source as it is in the store now.
 
         Raises NotFound, PermissionDenied, FailedPrecondition(SOURCE_DISABLED).
         """
         opened = await self._catalog.dataset(dataset_id)
-        source = await self._catalog.source(dataset_id, source_id)
+        source = await self._catalog.source(dataset_id, source_id, afresh=afresh)
         another = principal.source is not None and principal.source_number != source.number
         if another or source.disabled:  # if the store says so too
             source = await self._catalog.source(dataset_id, source_id, afresh=True)
+        if source.dataset_number != opened.dataset.number:  # another node has replaced the dataset
+            self._catalog.forget(dataset_id)
+            opened = await self._catalog.dataset(dataset_id)
+            source = await self._catalog.source(dataset_id, source_id)
         if principal.source is not None and principal.source_number != source.number:
             raise _not_allowed(dataset_id, source_id)  # a source made again under the name is another one
         if source.disabled:
