@@ -148,7 +148,7 @@ class Caller:
         else:
             self._answered = True
             return response
-        if _is_clock_trouble(failure):
+        if is_clock_trouble(failure):
             # A fresh id is safe only because this was the first attempt: an older one might have had effect.
             await self._learn_clock(failure)
             request.request_id = self.new_request_id()
@@ -241,7 +241,8 @@ def move_violations(violations: Sequence[Violation], offset: int) -> tuple[Viola
     )
 
 
-def _is_clock_trouble(failure: SynclineError) -> bool:
+def is_clock_trouble(failure: SynclineError) -> bool:
+    """Whether the server finds the time inside a request id too far from its own."""
     return failure.reason == "REQUEST_ID_EXPIRED" or (
         failure.reason == "INVALID_REQUEST" and "request_id" in failure.fields
     )

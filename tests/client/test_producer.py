@@ -13,7 +13,7 @@ from support.waiting import until
 from syncline import FeedOptions, RefusedReading
 from syncline._call import RetryPolicy
 from syncline.producer import _link
-from syncline.v1.push_service_pb2 import Opened, PushStreamResponse, ReadingsAck
+from syncline.v1.push_service_pb2 import Opened, OpenProducer, PushStreamResponse, ReadingsAck
 
 QUICK = FeedOptions(reconnect=RetryPolicy(attempts=None, first_seconds=0.001, max_seconds=0.005))
 OFFLINE = Refuse("UNAVAILABLE")
@@ -118,6 +118,42 @@ async def test_what_cannot_be_mended_ends_it(
         async with producer_of(client) as sensor:
             sensor.send({"n": 1})
             await sensor.flush()
+
+
+async def test_g05_attempts_at_one_epoch_are_known_as_one(
+    server: ScriptedProducers, client: syncline.Client
+) -> None:
+    """One whose answer was lost may arrive after the next one, at another node; it must not fence that."""
+    asked: list[tuple[int, str]] = []
+
+    def lose(opening: OpenProducer) -> None:
+        asked.append((opening.epoch, opening.request_id))
+        if len(asked) < 3:
+            raise Refuse("UNAVAILABLE", "STORE_UNAVAILABLE")
+
+    server.before_open = lose
+    async with producer_of(client) as sensor:
+        await sensor.ready()
+        server.last.close(Refuse("UNAVAILABLE", ""))
+        await server.until(lambda: len(server.streams) == 2)
+
+    assert len(asked[0][1]) == 36
+    assert asked == [(0, asked[0][1])] * 3 + [(1, "")]
+
+
+async def test_a_server_with_another_time_opens_without_request_ids(
+    server: ScriptedProducers, client: syncline.Client
+) -> None:
+    def refuse(opening: OpenProducer) -> None:
+        if opening.request_id:
+            raise Refuse("FAILED_PRECONDITION", "REQUEST_ID_EXPIRED")
+
+    server.before_open = refuse
+    async with producer_of(client) as sensor:
+        sensor.send({"n": 1})
+        await sensor.flush()
+
+    assert server.book.readings == readings(1)
 
 
 async def test_refused_readings_are_told_once_and_the_others_go_on(

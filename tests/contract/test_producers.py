@@ -18,7 +18,7 @@ from syncline_server.store.sqlite.fsck import fsck
 NOTHING = Upserts(record_ids=(), data=(), hashes=())
 
 
-async def opened(bench: Bench, producer_id: str = "p", **how: int) -> Producer:
+async def opened(bench: Bench, producer_id: str = "p", **how: object) -> Producer:
     return (await bench.store.open_producer(bench.source.number, producer_id, **({"epoch": 0} | how)))[0]
 
 
@@ -38,6 +38,20 @@ async def send(bench: Bench, producer: Producer, first: int, last: int, **more: 
     if isinstance(result, SynclineError):
         raise result
     return result
+
+
+async def test_g05_an_opening_that_arrives_again_begins_no_epoch(bench: Bench) -> None:
+    """Hazard F50: the first attempt may arrive after the second one, whose answer was heard; it must not fence that."""
+    first = await opened(bench, identity=request("opening"))
+    await send(bench, first, 1, 2)
+    again = await opened(bench, identity=request("opening"))
+    assert (again.epoch, again.last_sequence) == (first.epoch, 2)
+    newer = await opened(bench, identity=request("another"))
+    assert newer.epoch == first.epoch + 1
+    with pytest.raises(FailedPrecondition) as fenced:
+        await opened(bench, identity=request("opening"))
+    assert fenced.value.reason == "PRODUCER_FENCED"
+    assert (await opened(bench, identity=request("another"))).epoch == newer.epoch
 
 
 async def test_opening_makes_a_producer_and_counts_epochs(bench: Bench) -> None:

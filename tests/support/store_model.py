@@ -863,8 +863,10 @@ class ModelStore(ModelNodes):
     # -- producers ----------------------------------------------------------------------------------------
 
     async def open_producer(
-        self, source_number, producer_id, *, epoch, previous_epoch=0, dry_run=False
+        self, source_number, producer_id, *, epoch, previous_epoch=0, dry_run=False, identity=None
     ) -> tuple[Producer, int]:
+        if not epoch and not dry_run and (seen := self._seen(identity)):
+            epoch = seen.resource
         source = self._source(source_number)
         if source.disabled:
             raise FailedPrecondition("SOURCE_DISABLED", "disabled")
@@ -896,6 +898,8 @@ class ModelStore(ModelNodes):
             self._last_producer = max(self._last_producer, producer.number)
             self._producers[key], self._epochs[producer.number] = producer, epochs
             self._used_epochs[key] = producer.epoch
+            if not epoch:
+                self._remember(identity, resource=producer.epoch)
         return producer, came_to
 
     async def get_producer(self, source_number, producer_id):

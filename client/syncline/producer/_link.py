@@ -9,7 +9,7 @@ from typing import Any, Final
 import grpc.aio
 
 from syncline import errors
-from syncline._call import LOG, Caller
+from syncline._call import LOG, Caller, is_clock_trouble
 from syncline._reconnect import FeedOptions, Reconnects
 from syncline._status import to_error, to_part_error
 from syncline._wire import to_violations
@@ -31,6 +31,8 @@ MESSAGE_RECORDS: Final = 1_000
 MESSAGE_BYTES: Final = 1 << 20
 CREDIT_BYTES: Final = 1 << 20
 """Where the server says nothing."""
+IDENTIFIED_SECONDS: Final = 3_600.0
+"""Servers remember request ids for a day; an attempt that is an hour old does not arrive any more."""
 PACE_SECONDS: Final = 0.002
 """Between messages that are not full, while others are under way: the first one after a rest waits for nothing."""
 
@@ -78,6 +80,9 @@ class Link:
         self._going_away = False
         self._drop_reason: SynclineError | None = None
         self._fatal: SynclineError | None = None
+        self._request_id = ""  # of the new epoch that is being opened
+        self._identified_until = 0.0
+        self._has_clock = True  # the server takes our request ids
         self.epoch = 0
         self.is_open = False
         self.revision = 0
@@ -105,7 +110,9 @@ class Link:
         now = _now()
         if self._going_away:
             return self._reconnects.orderly_pause_seconds(error.retry_after_seconds or 0.0, now)
-        if isinstance(error, errors.SourceDisabled):
+        if is_clock_trouble(error):
+            self._request_id, self._has_clock = "", False
+        elif isinstance(error, errors.SourceDisabled):
             self.held_by = error.reason
         elif self._is_of_a_restored_store(error):
             LOG.warning(
@@ -182,6 +189,7 @@ class Link:
         request = OpenProducer(source=self._source, producer_id=self._producer_id, epoch=self.epoch)
         if not self.epoch:
             request.previous_epoch = self._keep.previous_epoch
+            request.request_id = self._identify()
         with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already; reading tells why
             await call.write(PushStreamRequest(open=request))
         try:
@@ -193,6 +201,15 @@ class Link:
         if message is grpc.aio.EOF or not message.HasField("opened"):
             raise OutboxViolation("the server did not say first that the producer was opened")
         await self._take_opened(message.opened)
+
+    def _identify(self) -> str:
+        """The same for all attempts at one new epoch: one that arrives late must not begin another one."""
+        if not self._has_clock:
+            return ""
+        if not self._request_id or _now() > self._identified_until:
+            self._request_id = self._caller.new_request_id()
+            self._identified_until = _now() + IDENTIFIED_SECONDS
+        return self._request_id
 
     async def _take_opened(self, opened: Opened) -> None:
         outbox = self._outbox
@@ -206,6 +223,7 @@ class Link:
             raise OutboxViolation(f"opened with epoch {opened.epoch} after reading {opened.last_sequence}")
         settled = await self._keep.adopt(opened, begins=not self.epoch)
         self.epoch = opened.epoch
+        self._request_id = ""
         self._credit_bytes = opened.credit_bytes or CREDIT_BYTES
         self._heard_at = _now()
         self.held_by = ""

@@ -329,7 +329,9 @@ class OpenProducer(_message.Message):
     The stream ends after Opened. Default: false.
     """
     request_id: _builtins.str
-    """See PushRequest. Not needed: opening twice is harmless, and readings are known by their numbers."""
+    """See PushRequest. With a new epoch: sent again, it opens the epoch that it began before, so that an attempt which
+    arrives late does not fence the one after it. Default: empty.
+    """
     def __init__(
         self,
         *,

@@ -22,7 +22,16 @@ from syncline_server.ingest.backlog import Backlog, Batch, Taken
 from syncline_server.ingest.committer import RETRY_AFTER_SECONDS, Committer
 from syncline_server.ingest.records import Limits
 from syncline_server.ingest.write_path import PreparedWrite, Upsert, WritePath, check_may_push
-from syncline_server.model import Commit, CommitResult, Principal, Producer, ProducerWrite, Source, Violation
+from syncline_server.model import (
+    Commit,
+    CommitResult,
+    Principal,
+    Producer,
+    ProducerWrite,
+    RequestIdentity,
+    Source,
+    Violation,
+)
 from syncline_server.store.abc import Store
 
 LOOK_AGAIN_SECONDS: Final = 0.5
@@ -80,6 +89,7 @@ class Opening:
     epoch: int = 0
     previous_epoch: int = 0
     validate_only: bool = False
+    identity: RequestIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +150,14 @@ class ProducerStreams:
         Raises PermissionDenied, NotFound, FailedPrecondition(SOURCE_DISABLED, PRODUCER_FENCED).
         """
         check_may_push(principal, dataset_id, source_id)
-        target = await self.write_path.target(principal, dataset_id, source_id)
+        target = await self.write_path.target(principal, dataset_id, source_id, afresh=True)
         producer, previous_last = await self._store.open_producer(
             target.source.number,
             opening.producer_id,
             epoch=opening.epoch,
             previous_epoch=opening.previous_epoch,
             dry_run=opening.validate_only,
+            identity=opening.identity,
         )
         stream = ProducerStream(self, principal, producer, previous_last_sequence=previous_last)
         if opening.validate_only:

@@ -103,7 +103,7 @@ def _opening_of(request: pb.PushStreamRequest | None, request_ids: RequestIds) -
     for field in ("epoch", "previous_epoch"):
         if getattr(asked, field) < 0:
             problems.add(f"open.{field}", "must not be negative")
-    request_ids.identity("PushStream", asked, problems)
+    identity = request_ids.identity("PushStream", asked, problems)
     problems.raise_any()
     return (
         dataset_id,
@@ -113,6 +113,7 @@ def _opening_of(request: pb.PushStreamRequest | None, request_ids: RequestIds) -
             epoch=asked.epoch,
             previous_epoch=asked.previous_epoch,
             validate_only=asked.validate_only,
+            identity=identity,
         ),
     )
 

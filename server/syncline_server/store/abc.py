@@ -301,6 +301,7 @@ class Store(ABC):
         epoch: int,
         previous_epoch: int = 0,
         dry_run: bool = False,
+        identity: RequestIdentity | None = None,
     ) -> tuple[Producer, int]:
         """Open a producer, made when it is new, and return it with how far ``previous_epoch`` came.
 
@@ -308,7 +309,8 @@ class Store(ABC):
         (FailedPrecondition(PRODUCER_FENCED)). An epoch number is never used twice for a producer id of a source, also
         after ``delete_producer``: the first one is the clock's milliseconds. The second result is the last sequence
         that became durable in ``previous_epoch`` or before; 0 when that epoch is not known.
-        Raises NotFound(SOURCE_NOT_FOUND), FailedPrecondition(SOURCE_DISABLED).
+        The same ``identity`` again does not begin another epoch: it opens the one that it began, if that is the present
+        one still. Raises NotFound(SOURCE_NOT_FOUND), FailedPrecondition(SOURCE_DISABLED), REQUEST_ID_REUSED.
         """
 
     @abstractmethod

@@ -52,10 +52,13 @@ async def open_producer(
     epoch: int,
     previous_epoch: int,
     dry_run: bool,
+    identity: RequestIdentity | None,
     now_us: int,
 ) -> tuple[Producer, int]:
     """Open a producer with its present epoch or, with ``epoch`` 0, the next one."""
     await lock_dataset_of_source(connection, source_number)
+    if not epoch and not dry_run and (begun := await find_resource(connection, identity)) is not None:
+        epoch = int(begun)
     source = await source_by_number(connection, source_number)
     if source.disabled:
         raise source_disabled(source.source_id)
@@ -90,6 +93,7 @@ async def open_producer(
     await next_version(connection, source.dataset_number)
     opened = await producer_by_id(connection, source_number, producer_id)
     await connection.execute(_INSERT_EPOCH, opened.number, next_epoch, opened.last_sequence)
+    await remember_resource(connection, identity, str(next_epoch), now_us=now_us)
     return opened, await _came_to(connection, opened, previous_epoch)
 
 

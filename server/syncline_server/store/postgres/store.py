@@ -476,6 +476,7 @@ class PostgresStore(Store):
         epoch: int,
         previous_epoch: int = 0,
         dry_run: bool = False,
+        identity: RequestIdentity | None = None,
     ) -> tuple[Producer, int]:
         """See Store."""
         return await self._write(
@@ -485,6 +486,7 @@ class PostgresStore(Store):
             epoch=epoch,
             previous_epoch=previous_epoch,
             dry_run=dry_run,
+            identity=identity,
         )
 
     async def get_producer(self, source_number: int, producer_id: str) -> Producer:

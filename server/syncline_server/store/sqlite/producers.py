@@ -50,9 +50,12 @@ def open_producer(
     epoch: int,
     previous_epoch: int,
     dry_run: bool,
+    identity: RequestIdentity | None,
     now_us: int,
 ) -> tuple[Producer, int]:
     """Open a producer with its present epoch or, with ``epoch`` 0, the next one."""
+    if not epoch and not dry_run and (begun := find_resource(connection, identity)) is not None:
+        epoch = int(begun)
     source = source_by_number(connection, source_number)
     if source.disabled:
         raise source_disabled(source.source_id)
@@ -86,6 +89,7 @@ def open_producer(
         connection.execute(_BEGIN_EPOCH, (next_epoch, now_us, present.number))
     opened = producer_by_id(connection, source_number, producer_id)
     connection.execute(_INSERT_EPOCH, (opened.number, next_epoch, opened.last_sequence))
+    remember_resource(connection, identity, str(next_epoch), now_us=now_us)
     return opened, _came_to(connection, opened, previous_epoch)
 
 

@@ -500,6 +500,7 @@ class SqliteStore(Store):
         epoch: int,
         previous_epoch: int = 0,
         dry_run: bool = False,
+        identity: RequestIdentity | None = None,
     ) -> tuple[Producer, int]:
         """See Store."""
         done = await self._writer.transact(
@@ -509,6 +510,7 @@ class SqliteStore(Store):
             epoch=epoch,
             previous_epoch=previous_epoch,
             dry_run=dry_run,
+            identity=identity,
             now_us=self.clock.now_us(),
         )
         return done.value
