@@ -48,6 +48,10 @@ _SETTINGS: Final = {
     "lock_timeout": "5000",
     "statement_timeout": "5000",
     "client_min_messages": "warning",
+    # PostgreSQL keeps what a listener has not fetched; it is to find out when there is none any more.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
 }
 _NOTIFY: Final = "SELECT pg_notify($1, $2)"
 _VERSION: Final = "1"
