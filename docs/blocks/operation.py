@@ -24,6 +24,7 @@ EVENTS: dict[str, str] = {
     "server.stopping": "A signal asked the server to stop; it drains.",
     "store.failed": "The disk failed inside a commit, so what is on it is unknown, or the database is another one than it was (a fail-over); the process ends and is to be started again.",
     "store.not_writable": "Writes are refused from now on, for this reason; reads and streams go on.",
+    "store.old_snapshot": "A transaction in the PostgreSQL database, of this program or of another, has been open for so long. Until it ends, vacuum removes nothing that was overwritten since, and tables grow: see `pg_stat_activity`.",
     "store.writable": "Writes are accepted again.",
     "notify.broken": "The connection by which nodes wake each other broke, or nothing came through it any more. It is tried again and again; until it is back, this node looks for what others did every second.",
     "purge.held_back": "Tombstones are old enough to go, but this replica has not come so far yet.",

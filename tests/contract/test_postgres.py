@@ -13,14 +13,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from support.postgres_cluster import PostgresCluster
 from support.postgres_strangers import stranger, waiting_for_a_lock
 from support.store_values import Bench, PostgresBackend, deletes, request, upserts
 from syncline_server.errors import Aborted, InvalidArgument, SynclineError, Unavailable
 from syncline_server.model import CommitResult, SessionMode
-from syncline_server.store.abc import StoreRefused
-from syncline_server.store.postgres import PostgresStore, admin, open_store
+from syncline_server.store.abc import Contended, StoreRefused
+from syncline_server.store.postgres import PostgresStore, admin, open_store, upkeep
 from syncline_server.store.postgres.connection import SETTINGS
 from syncline_server.store.postgres.fsck import check_store
 
@@ -150,10 +151,10 @@ async def test_f50_a_lost_answer_is_found_under_the_lock(postgres: PostgresBacke
         assert (await bench.head()).revision == 4
 
 
-async def test_t74_a_stranger_with_a_lock_is_waited_for(
+async def test_t83_a_stranger_with_a_lock_is_waited_for(
     postgres: PostgresBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T74, F49: after the lock time-out UNAVAILABLE; reads and other datasets go on; then everything works again."""
+    """T83, F49: after the lock time-out UNAVAILABLE; reads and other datasets go on; then everything works again."""
     monkeypatch.setitem(SETTINGS, "lock_timeout", "200")  # type: ignore[arg-type]
     async with postgres.open() as store, stranger(postgres) as other:
         bench = await Bench.make(store, postgres.clock)
@@ -172,8 +173,8 @@ async def test_t74_a_stranger_with_a_lock_is_waited_for(
         assert (await bench.put(["b"])).revision == 2
 
 
-async def test_t72_terminated_backends_are_replaced(postgres: PostgresBackend) -> None:
-    """T72: whatever they were doing; a retry with the same identity has one effect."""
+async def test_t74_terminated_backends_are_replaced(postgres: PostgresBackend) -> None:
+    """T74: whatever they were doing; a retry with the same identity has one effect."""
     async with postgres.open() as store, stranger(postgres) as other:
         bench = await Bench.make(store, postgres.clock)
         for turn in range(4):
@@ -207,6 +208,64 @@ async def test_f49_nobody_holds_a_lock_and_sleeps(postgres: PostgresBackend) -> 
         with pytest.raises(Unavailable, match="read-only"):
             async with store._database.reading() as connection:
                 await connection.execute("DELETE FROM dataset")
+
+
+async def test_t83_a_group_does_not_wait_for_one_of_its_datasets(postgres: PostgresBackend) -> None:
+    """T83: nothing of it is done, and whoever asks for the others alone gets them at once."""
+    async with postgres.open() as store, stranger(postgres) as other:
+        held = await Bench.make(store, postgres.clock, dataset_id="held")
+        free = await Bench.make(store, postgres.clock, dataset_id="free")
+        both = (held.commit(upserts(["a"])), free.commit(upserts(["a"])))
+        for is_locked_from_the_look_on in (False, True):
+            async with other.transaction():
+                await other.execute(
+                    "SELECT 1 FROM head WHERE dataset_number = $1 FOR UPDATE", held.dataset.number
+                )
+                assert isinstance(store, PostgresStore)
+                store._locked_groups = int(is_locked_from_the_look_on)
+                with pytest.raises(Contended):
+                    await store.commit(both)
+                assert (await free.head()).revision == is_locked_from_the_look_on
+                await free.put({"b": int(is_locked_from_the_look_on)})
+        assert [r.revision for r in (await store.commit(both)).results] == [1, 3]
+
+
+async def test_t84_a_transaction_that_stands_still_is_told_of(
+    postgres: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T84, F55: what it keeps vacuum from removing grows without a bound."""
+    monkeypatch.setattr(upkeep, "OLD_SNAPSHOT_SECONDS", 0.2)
+    async with postgres.open() as store, stranger(postgres) as other:
+        with capture_logs() as logged:
+            await store.maintain()
+        assert logged == []
+        assert isinstance(store, PostgresStore)
+        async with other.transaction(isolation="repeatable_read"):
+            pid = await other.fetchval("SELECT pg_backend_pid() FROM head")
+            pid = pid or other.get_server_pid()
+            await asyncio.sleep(0.25)
+            store._look_for_snapshots = 0.0
+            with capture_logs() as logged:
+                await store.maintain()
+                await store.maintain()
+        (event,) = logged
+        assert (event["event"], event["log_level"]) == ("store.old_snapshot", "warning")
+        assert (event["pid"], event["state"]) == (pid, "idle in transaction")
+
+
+async def test_t84_our_own_transactions_do_not_stand_still(
+    postgres: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T84, F49: a node that stops inside one, or is stopped, loses its connection, and with it its locks."""
+    monkeypatch.setitem(SETTINGS, "idle_in_transaction_session_timeout", "200")  # type: ignore[arg-type]
+    async with postgres.open() as store:
+        assert isinstance(store, PostgresStore)
+        with pytest.raises(Unavailable) as raised:
+            async with store._database.transaction() as connection:
+                await connection.execute("UPDATE store SET one = one")
+                await asyncio.sleep(0.5)
+        assert raised.value.reason == "STORE_UNAVAILABLE"
+        await (await Bench.make(store, postgres.clock)).put(["a"])
 
 
 async def test_f49_a_server_that_is_gone_without_a_word_is_noticed(own_cluster: PostgresCluster) -> None:

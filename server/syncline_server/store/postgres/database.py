@@ -9,7 +9,7 @@ import asyncpg
 
 from syncline_server import failpoints
 from syncline_server.clock import Clock
-from syncline_server.errors import SynclineError
+from syncline_server.errors import ResourceExhausted, SynclineError
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.postgres.clock import NOW_US, DatabaseClock
 from syncline_server.store.postgres.connection import (
@@ -42,6 +42,8 @@ class Database:
         self._writers: asyncpg.Pool[Any]
         self._readers: asyncpg.Pool[Any]
         self._fatal: str | None = None
+        self.was_full = False
+        """A write found the disk full, and no probe has found room since."""
         self.failed = asyncio.Event()
         """Set when the process should end and be started again: the database is another one than it was."""
 
@@ -113,7 +115,7 @@ class Database:
         but perhaps not on the standby.
         """
         self.check()
-        with _translated():
+        with self._noting_full(), _translated():
             async with self._writers.acquire() as connection:
                 warnings: list[str] = []
 
@@ -128,6 +130,14 @@ class Database:
                         connection.remove_log_listener(note)
                 if warnings:
                     raise store_unavailable(warnings[0])
+
+    @contextmanager
+    def _noting_full(self) -> Iterator[None]:
+        try:
+            yield
+        except ResourceExhausted:
+            self.was_full = True
+            raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

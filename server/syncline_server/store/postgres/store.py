@@ -59,6 +59,8 @@ RECLAIM_STEPS: Final = 50
 """Transactions with which one ``maintain`` removes rows that nobody can reach any more."""
 LOCKED_GROUPS: Final = 16
 """After another node was faster, so many groups are worked out under the lock at once."""
+SNAPSHOT_CHECK_SECONDS: Final = 60.0
+"""Between two looks for transactions that stand still."""
 
 
 class PostgresStore(Store):
@@ -81,6 +83,7 @@ class PostgresStore(Store):
         self._random_bytes = random_bytes
         self._tasks: set[asyncio.Task[Any]] = set()
         self._locked_groups = 0
+        self._look_for_snapshots = 0.0
         self._staging: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a call of that session is staged: on two connections a later one could come first."""
 
@@ -573,6 +576,9 @@ class PostgresStore(Store):
     async def maintain(self) -> None:
         """See Store. Removes what deleted datasets and ended sessions left; VACUUM is PostgreSQL's own business."""
         await self._database.measure_time()
+        if time.monotonic() >= self._look_for_snapshots:
+            self._look_for_snapshots = time.monotonic() + SNAPSHOT_CHECK_SECONDS
+            await self._database.read(upkeep.warn_of_old_snapshots)
         if await self._database.read(upkeep.has_left_over):
             for _ in range(RECLAIM_STEPS):
                 if not await self._transact(upkeep.reclaim):
@@ -580,7 +586,8 @@ class PostgresStore(Store):
 
     async def probe(self) -> None:
         """See Store."""
-        await self._transact(upkeep.probe)
+        await self._transact(upkeep.probe, was_full=self._database.was_full)
+        self._database.was_full = False
 
 
 def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:

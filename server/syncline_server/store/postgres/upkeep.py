@@ -1,12 +1,17 @@
 """What runs beside the commits: purge, removal of what deleted datasets and ended sessions left, the probe."""
 
+import os
 from typing import Final
+
+import structlog
 
 from syncline_server import failpoints
 from syncline_server.store.abc import PurgeResult
 from syncline_server.store.postgres.catalog import lock_datasets, read_head
 from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.requests import rows_of
+
+_log = structlog.get_logger()
 
 RECLAIM_ROWS: Final = 20_000
 """Rows that nobody can reach any more, removed in one transaction."""
@@ -60,6 +65,20 @@ _HAS_LEFT_OVER: Final = (
 )
 # A write that changes nothing: it needs a primary, a lock and room for a record of the WAL.
 _PROBE: Final = "UPDATE store SET one = one"
+PROBE_BYTES: Final = 256 << 10
+"""More than is left over in the pages that a table has."""
+_FILL: Final = """
+INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
+VALUES (0, 0, 0, 0, 0, '', $1)
+"""
+OLD_SNAPSHOT_SECONDS: Final = 600.0
+_OLDEST_SNAPSHOT: Final = """
+SELECT extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds, pid, state,
+       application_name AS application, usename::text AS role
+FROM pg_stat_activity
+WHERE datname = current_database() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+ORDER BY xact_start LIMIT 1
+"""
 
 
 async def newest_before(
@@ -128,6 +147,25 @@ async def reclaim(connection: Connection) -> bool:
     return False
 
 
-async def probe(connection: Connection) -> None:
-    """Write nothing, durably."""
+async def probe(connection: Connection, *, was_full: bool) -> None:
+    """Write nothing, durably. After the disk was full, write something larger too, and undo it.
+
+    A row of one page may fit where no table can grow.
+    """
     await connection.execute(_PROBE)
+    if was_full:
+        attempt = connection.transaction()
+        await attempt.start()
+        await connection.execute(_FILL, os.urandom(PROBE_BYTES))
+        await attempt.rollback()
+
+
+async def warn_of_old_snapshots(connection: Connection) -> None:
+    """Log the oldest transaction of anybody's when it keeps vacuum from removing what was overwritten since.
+
+    Commits overwrite the same few rows again and again, so tables and reads grow slower without a bound (hazard F55).
+    Of sessions of other roles this shows only to members of ``pg_read_all_stats``.
+    """
+    oldest = await connection.fetchrow(_OLDEST_SNAPSHOT)
+    if oldest is not None and oldest["seconds"] >= OLD_SNAPSHOT_SECONDS:
+        _log.warning("store.old_snapshot", **{**oldest, "seconds": round(oldest["seconds"])})
