@@ -26,6 +26,7 @@ from syncline.v1 import (
 )
 from syncline.v1 import sync_service_pb2 as pb
 from syncline.v1.producer_service_pb2_grpc import ProducerServiceStub
+from syncline_server.notify.postgres import PostgresNotifier
 
 pytestmark = pytest.mark.usefixtures("postgres_cluster")
 
@@ -155,8 +156,12 @@ async def test_a_source_made_again_on_another_node_takes_its_new_key_everywhere(
 
 
 @pytest.mark.slow
-async def test_followers_hear_of_datasets_made_and_deleted_on_another_node(pair):
+@pytest.mark.parametrize("look_seconds", [0.2, 3_600.0], ids=["by looking", "by wake-ups"])
+async def test_followers_hear_of_datasets_made_and_deleted_on_another_node(pair, monkeypatch, look_seconds):
     """A prefix subscription on B takes in what is made on A; what is deleted there ends here."""
+    monkeypatch.setattr("syncline_server.catalog.lookout.LOOK_SECONDS", look_seconds)
+    if look_seconds < 1:
+        monkeypatch.setattr(PostgresNotifier, "tell", lambda *_: None)
     a, b = pair
     async with FeedClient(b) as feed:
         await feed.add(1, "b*")

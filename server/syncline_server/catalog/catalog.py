@@ -193,6 +193,7 @@ class Catalog:
         created = await self._store.create_dataset(dataset, identity=identity)
         self.forget(dataset_id)
         self.tell_created(created)
+        self._notifier.tell(created.number, created.head.revision)
         return created
 
     def tell_created(self, dataset: Dataset) -> None:
@@ -298,6 +299,7 @@ class Catalog:
             await self._store.delete_dataset(current.number, expected_generation=expected, identity=identity)
         finally:
             self.forget(dataset_id)
+        self._notifier.tell(current.number, current.head.revision + 1)
         if identity is not None and await self._is_there(current):
             return None  # this request had deleted the dataset that bore the name before
         return current.number

@@ -34,6 +34,10 @@ class Notifier(ABC):
         """Tell every listener that a dataset moved. Call only when the commit is durable. Never blocks."""
 
     @abstractmethod
+    def tell(self, dataset_number: int, revision: int) -> None:
+        """Hint to other processes that this dataset is worth a look: it was made, or is gone. Never blocks."""
+
+    @abstractmethod
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` on the event loop for each announcement, until the returned function is called."""
 

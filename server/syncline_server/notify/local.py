@@ -19,6 +19,9 @@ class LocalNotifier(Notifier):
         for listener in tuple(self._listeners):
             listener(appended)
 
+    def tell(self, dataset_number: int, revision: int) -> None:
+        """See Notifier. There is nobody else."""
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """See Notifier."""
         self._listeners.append(listener)

@@ -87,8 +87,11 @@ class PostgresNotifier(LocalNotifier):
     def announce(self, appended: Appended) -> None:
         """See Notifier."""
         super().announce(appended)
-        number, revision = appended.dataset_number, appended.head.revision
-        self._untold[number] = max(revision, self._untold.get(number, 0))
+        self.tell(appended.dataset_number, appended.head.revision)
+
+    def tell(self, dataset_number: int, revision: int) -> None:
+        """See Notifier."""
+        self._untold[dataset_number] = max(revision, self._untold.get(dataset_number, 0))
         self._to_tell.set()
 
     def hear(self, hinted: Hinted) -> Callable[[], None]:
