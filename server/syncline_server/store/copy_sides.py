@@ -6,7 +6,7 @@ the same in every backend, which is what keeps tokens and identities valid.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -135,16 +135,28 @@ class Copied:
     revision: int = 0
     record_count: int = 0
     digest: int = 0
+    since: int = 0
+    """Revision of the source at which this was all of it, or nothing: whatever has been deleted since left a tombstone of
+    a later revision."""
 
     def after(self, changes: Sequence[Change], replaced: Sequence[tuple[str, int, bytes | None]]) -> "Copied":
         """With these rows, in place of (record id, revision, hash) that came before."""
         come = [(row[4], row[1], row[8]) for row in changes if row[8] is not None]
-        gone = [(record_id, revision, value) for record_id, revision, value in replaced if value is not None]
-        return Copied(
+        left = self.without(replaced)
+        return replace(
+            left,
             position=changes[-1][POSITION],
-            revision=self.revision,
-            record_count=self.record_count + len(come) - len(gone),
-            digest=(self.digest + digest_sum(come) - digest_sum(gone)) % DIGEST_MODULUS,
+            record_count=left.record_count + len(come),
+            digest=(left.digest + digest_sum(come)) % DIGEST_MODULUS,
+        )
+
+    def without(self, gone: Sequence[tuple[str, int, bytes | None]]) -> "Copied":
+        """Without these (record id, revision, hash)."""
+        live = [(record_id, revision, value) for record_id, revision, value in gone if value is not None]
+        return replace(
+            self,
+            record_count=self.record_count - len(live),
+            digest=(self.digest - digest_sum(live)) % DIGEST_MODULUS,
         )
 
 
@@ -290,8 +302,13 @@ class CopyTarget(Side, Protocol):
     async def apply(self, table: Table, gone: Sequence[Key], rows: Sequence[Row]) -> None:
         """Delete rows, then insert or replace others, as one transaction."""
 
-    async def own(self, dataset_number: int, rows: Sequence[tuple[str, int]]) -> None:
-        """Set the owners of records."""
+    async def correct(
+        self, dataset_number: int, copied: Copied, bucket: int, rows: Sequence[tuple[str, int]]
+    ) -> Copied:
+        """Set the owners of records, and remove what else there is in this bucket."""
+
+    async def settled(self, dataset_number: int, revision: int) -> None:
+        """What was copied of the dataset is all of it, at this revision."""
 
     async def put_requests(self, rows: Sequence[Row]) -> None:
         """Add remembered requests; those that are there already are passed over."""

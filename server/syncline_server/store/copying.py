@@ -205,7 +205,8 @@ class _Copy:
             if self._purged.get(head.number) != head.purge_revision:
                 await self._target.purge(head.number, head.purge_revision)
                 self._purged[head.number] = head.purge_revision
-        await self._compare_owners(heads, before)
+        await self._compare_entries(heads, before)
+        await self._note_settled(heads)
         if self._source.stages:
             await self._sessions()
 
@@ -232,6 +233,7 @@ class _Copy:
         after = self._of(number).position
         if after >= head.last_position:
             return
+        self._copied.setdefault(number, Copied(since=head.revision))
         owners = self._owners.setdefault(number, set())
         async with aclosing(self._batches(number, after, head.last_position)) as batches:
             async for batch in batches:
@@ -308,10 +310,11 @@ class _Copy:
         if gone or rows:
             await self._target.apply(table, gone, rows)
 
-    async def _compare_owners(self, heads: Sequence[Head], before: dict[int, Row]) -> None:
-        """Find records that went over to another source without a change, so without a new position.
+    async def _compare_entries(self, heads: Sequence[Head], before: dict[int, Row]) -> None:
+        """Find what changed without leaving a row at a new position, where that is possible.
 
-        Their new source has received something since the sources were copied.
+        A record went over to another source without a change; then that source has received something since the
+        sources were copied. Or it was deleted, and its tombstone purged before it was copied.
         """
         sources = await _all(self._source, SOURCES)
         heard = {row[1] for row in sources if before.get(row[0]) != row}
@@ -319,7 +322,8 @@ class _Copy:
             owners = self._owners.get(head.number, set()) | {
                 row[0] for row in sources if row[1] == head.number
             }
-            if not head.shared or head.number not in heard or len(owners) < 2:
+            went_over = head.shared and head.number in heard and len(owners) > 1
+            if not went_over and head.purge_revision <= self._of(head.number).since:
                 continue
             wanted = await self._source.owners(head.number)
             present = await self._target.owners(head.number)
@@ -327,7 +331,15 @@ class _Copy:
                 place[0] for place in {**wanted, **present} if wanted.get(place) != present.get(place)
             }
             for bucket in sorted(different):
-                await self._target.own(head.number, await self._source.owned(head.number, bucket))
+                rows = await self._source.owned(head.number, bucket)
+                copied = self._of(head.number)
+                self._copied[head.number] = await self._target.correct(head.number, copied, bucket, rows)
+
+    async def _note_settled(self, heads: Sequence[Head]) -> None:
+        for head in heads:
+            if head.number in self._copied and self._of(head.number).since != head.revision:
+                await self._target.settled(head.number, head.revision)
+                self._copied[head.number] = replace(self._of(head.number), since=head.revision)
 
     async def _end_sessions(self) -> None:
         """Sessions go before the sources that they are of, and before others of the same source come."""

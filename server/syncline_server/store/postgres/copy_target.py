@@ -10,6 +10,7 @@ import asyncpg
 from syncline_server.store.abc import StoreRefused
 from syncline_server.store.copy_sides import (
     BOOLEANS,
+    BUCKET_BITS,
     DATASET,
     HISTORY,
     REQUEST,
@@ -51,7 +52,8 @@ CREATE TABLE copy_dataset (
     position        bigint NOT NULL,
     revision        bigint NOT NULL,
     record_count    bigint NOT NULL,
-    digest          bytea NOT NULL
+    digest          bytea NOT NULL,
+    since           bigint NOT NULL
 );
 INSERT INTO copy_state VALUES (1, false, false)
 """
@@ -61,15 +63,16 @@ _SET_CHECKED: Final = "UPDATE copy_state SET checked = true"
 _SET_EQUAL: Final = "UPDATE copy_state SET equal = $1"
 _INSERT_STORE: Final = "INSERT INTO store (one, store_id, token_secret) VALUES (1, $1, $2)"
 _FINISH: Final = f"DROP TABLE copy_state, copy_dataset; ALTER SCHEMA {INCOMING} RENAME TO {SCHEMA}"
-_COPIED: Final = "SELECT dataset_number, position, revision, record_count, digest FROM copy_dataset"
+_COPIED: Final = "SELECT dataset_number, position, revision, record_count, digest, since FROM copy_dataset"
 _SET_COPIED: Final = """
-INSERT INTO copy_dataset VALUES ($1, $2, $3, $4, $5) ON CONFLICT (dataset_number) DO UPDATE SET
+INSERT INTO copy_dataset VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (dataset_number) DO UPDATE SET
     position = excluded.position, record_count = excluded.record_count, digest = excluded.digest
 """
 _SET_REVISION: Final = """
-INSERT INTO copy_dataset VALUES ($1, 0, $2, 0, decode(repeat('00', 16), 'hex')) ON CONFLICT (dataset_number) DO UPDATE
+INSERT INTO copy_dataset VALUES ($1, 0, $2, 0, decode(repeat('00', 16), 'hex'), 0) ON CONFLICT (dataset_number) DO UPDATE
 SET revision = excluded.revision
 """
+_SETTLED: Final = "UPDATE copy_dataset SET since = $2 WHERE dataset_number = $1"
 _FORGET_COPIED: Final = "DELETE FROM copy_dataset WHERE dataset_number = $1"
 _MARK_DELETED: Final = "INSERT INTO deleted_dataset (number) VALUES ($1) ON CONFLICT DO NOTHING"
 _RECORD_COLUMNS: Final = (
@@ -105,6 +108,12 @@ DELETE FROM entry e USING gone WHERE e.dataset_number = $1 AND e.record_id = gon
 """,
     "DELETE FROM revision WHERE dataset_number = $1 AND revision < $2",
 )
+_IN_BUCKET: Final = f"""
+SELECT e.record_id, e.position, e.revision, e.hash
+FROM record r JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.record_id
+WHERE r.dataset_number = $1 AND r.position >= $2::bigint << {BUCKET_BITS}
+  AND r.position < ($2::bigint + 1) << {BUCKET_BITS}
+"""
 _OWN: Final = """
 UPDATE entry e SET source_number = k.source_number FROM unnest($2::text[], $3::bigint[]) k (record_id, source_number)
 WHERE e.dataset_number = $1 AND e.record_id = k.record_id AND e.source_number <> k.source_number
@@ -183,9 +192,13 @@ class PostgresTarget(PostgresSide):
         """See ``CopyTarget``."""
         return {
             number: Copied(
-                position=position, revision=revision, record_count=count, digest=int.from_bytes(digest, "big")
+                position=position,
+                revision=revision,
+                record_count=count,
+                digest=int.from_bytes(digest, "big"),
+                since=since,
             )
-            for number, position, revision, count, digest in await self._connection.fetch(_COPIED)
+            for number, position, revision, count, digest, since in await self._connection.fetch(_COPIED)
         }
 
     async def put(self, dataset_number: int, copied: Copied, changes: Sequence[Change]) -> Copied:
@@ -215,9 +228,19 @@ class PostgresTarget(PostgresSide):
             )
             await connection.copy_records_to_table("entry", records=entries, columns=_ENTRY_COLUMNS)
             after = copied.after(changes, [(row[0], row[2], row[3]) for row in replaced])
-            state = (after.position, after.revision, after.record_count, after.digest.to_bytes(16, "big"))
-            await connection.execute(_SET_COPIED, dataset_number, *state)
+            await self._note(dataset_number, after)
         return after
+
+    async def _note(self, dataset_number: int, copied: Copied) -> None:
+        await self._connection.execute(
+            _SET_COPIED,
+            dataset_number,
+            copied.position,
+            copied.revision,
+            copied.record_count,
+            copied.digest.to_bytes(16, "big"),
+            copied.since,
+        )
 
     async def put_revisions(self, dataset_number: int, rows: Sequence[RevisionRow]) -> None:
         """See ``CopyTarget``."""
@@ -283,11 +306,25 @@ class PostgresTarget(PostgresSide):
         )
         await connection.execute("DROP TABLE arriving")
 
-    async def own(self, dataset_number: int, rows: Sequence[tuple[str, int]]) -> None:
+    async def correct(
+        self, dataset_number: int, copied: Copied, bucket: int, rows: Sequence[tuple[str, int]]
+    ) -> Copied:
         """See ``CopyTarget``."""
-        await self._connection.execute(
-            _OWN, dataset_number, [row[0] for row in rows], [row[1] for row in rows]
-        )
+        connection = self._connection
+        wanted = {record_id for record_id, _ in rows}
+        async with connection.transaction():
+            present = await connection.fetch(_IN_BUCKET, dataset_number, bucket)
+            gone = [row for row in present if row[0] not in wanted]
+            await connection.execute(_DELETE_RECORDS, dataset_number, [row[1] for row in gone])
+            await connection.execute(_DELETE_ENTRIES, dataset_number, [row[0] for row in gone])
+            await connection.execute(_OWN, dataset_number, [row[0] for row in rows], [row[1] for row in rows])
+            after = copied.without([(row[0], row[2], row[3]) for row in gone])
+            await self._note(dataset_number, after)
+        return after
+
+    async def settled(self, dataset_number: int, revision: int) -> None:
+        """See ``CopyTarget``."""
+        await self._connection.execute(_SETTLED, dataset_number, revision)
 
     async def put_requests(self, rows: Sequence[Row]) -> None:
         """See ``CopyTarget``."""

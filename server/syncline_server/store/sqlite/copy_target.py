@@ -9,8 +9,8 @@ from typing import Final
 
 from syncline_server.clock import SystemClock
 from syncline_server.store.abc import StoreRefused
-from syncline_server.store.copy_sides import REQUEST as REQUESTS
 from syncline_server.store.copy_sides import (
+    BUCKET_BITS,
     SESSION,
     Change,
     Copied,
@@ -24,6 +24,7 @@ from syncline_server.store.copy_sides import (
     Table,
     refuse_problems,
 )
+from syncline_server.store.copy_sides import REQUEST as REQUESTS
 from syncline_server.store.sqlite.columns import json_array
 from syncline_server.store.sqlite.connection import READER, WRITER, open_plain
 from syncline_server.store.sqlite.copy_side import SqliteSide, identity_of
@@ -63,7 +64,8 @@ CREATE TABLE copy_dataset (
     position        INTEGER NOT NULL,
     revision        INTEGER NOT NULL,
     record_count    INTEGER NOT NULL,
-    digest          BLOB NOT NULL
+    digest          BLOB NOT NULL,
+    since           INTEGER NOT NULL
 ) STRICT
 """,
     "INSERT INTO copy_state VALUES (1, 0, 0)",
@@ -77,15 +79,16 @@ _SET_EQUAL: Final = "UPDATE copy_state SET equal = 1"
 _NOT_EQUAL: Final = "UPDATE copy_state SET equal = 0"
 _CHECKPOINT: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 _INSERT_STORE: Final = "INSERT INTO store (one, store_id, token_secret) VALUES (1, ?, ?)"
-_COPIED: Final = "SELECT dataset_number, position, revision, record_count, digest FROM copy_dataset"
+_COPIED: Final = "SELECT dataset_number, position, revision, record_count, digest, since FROM copy_dataset"
 _SET_COPIED: Final = """
-INSERT INTO copy_dataset VALUES (?, ?, ?, ?, ?) ON CONFLICT (dataset_number) DO UPDATE SET
+INSERT INTO copy_dataset VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (dataset_number) DO UPDATE SET
     position = excluded.position, record_count = excluded.record_count, digest = excluded.digest
 """
 _SET_REVISION: Final = """
-INSERT INTO copy_dataset VALUES (?, 0, ?, 0, zeroblob(16)) ON CONFLICT (dataset_number) DO UPDATE SET
+INSERT INTO copy_dataset VALUES (?, 0, ?, 0, zeroblob(16), 0) ON CONFLICT (dataset_number) DO UPDATE SET
     revision = excluded.revision
 """
+_SETTLED: Final = "UPDATE copy_dataset SET since = ? WHERE dataset_number = ?"
 _FORGET_COPIED: Final = "DELETE FROM copy_dataset WHERE dataset_number = ?"
 _MARK_DELETED: Final = "INSERT OR IGNORE INTO deleted_dataset (number) VALUES (?)"
 _FIND_ENTRIES: Final = """
@@ -123,6 +126,12 @@ DELETE FROM record WHERE slot IN (
 """,
     "DELETE FROM revision WHERE dataset_number = ?1 AND revision < ?2",
 )
+_IN_BUCKET: Final = f"""
+SELECT e.record_id, e.position, e.revision, e.hash
+FROM record r JOIN entry e ON e.dataset_number = ?1 AND e.record_id = r.record_id
+WHERE r.slot >= (?1 << 40) + (?2 << {BUCKET_BITS}) AND r.slot < (?1 << 40) + ((?2 + 1) << {BUCKET_BITS})
+"""
+_DELETE_ENTRY: Final = "DELETE FROM entry WHERE dataset_number = ? AND record_id = ?"
 _OWN: Final = "UPDATE entry SET source_number = ? WHERE dataset_number = ? AND record_id = ?"
 _INSERT_REQUEST: Final = (
     f"INSERT INTO request ({', '.join(REQUESTS.columns)}) VALUES ({', '.join('?' * len(REQUESTS.columns))})"
@@ -212,9 +221,13 @@ class SqliteTarget(SqliteSide):
         """See ``CopyTarget``."""
         return {
             number: Copied(
-                position=position, revision=revision, record_count=count, digest=int.from_bytes(digest, "big")
+                position=position,
+                revision=revision,
+                record_count=count,
+                digest=int.from_bytes(digest, "big"),
+                since=since,
             )
-            for number, position, revision, count, digest in self._connection.execute(_COPIED)
+            for number, position, revision, count, digest, since in self._connection.execute(_COPIED)
         }
 
     async def put(self, dataset_number: int, copied: Copied, changes: Sequence[Change]) -> Copied:
@@ -256,8 +269,7 @@ class SqliteTarget(SqliteSide):
             after = copied.after(
                 changes, [(record_id, revision, value) for record_id, _, revision, value in replaced]
             )
-            state = (after.position, after.revision, after.record_count, after.digest.to_bytes(16, "big"))
-            connection.execute(_SET_COPIED, (dataset_number, *state))
+            connection.execute(_SET_COPIED, _state(dataset_number, after))
         return after
 
     async def put_revisions(self, dataset_number: int, rows: Sequence[RevisionRow]) -> None:
@@ -293,10 +305,26 @@ class SqliteTarget(SqliteSide):
             connection.executemany(f"DELETE FROM {table.name} WHERE {where}", gone)
             connection.executemany(insert, rows)
 
-    async def own(self, dataset_number: int, rows: Sequence[tuple[str, int]]) -> None:
+    async def correct(
+        self, dataset_number: int, copied: Copied, bucket: int, rows: Sequence[tuple[str, int]]
+    ) -> Copied:
         """See ``CopyTarget``."""
+        wanted = {record_id for record_id, _ in rows}
         with self._transaction() as connection:
+            present = connection.execute(_IN_BUCKET, (dataset_number, bucket)).fetchall()
+            gone = [row for row in present if row[0] not in wanted]
+            connection.executemany(
+                _DELETE_RECORD, [((dataset_number << SLOT_BITS) + row[1],) for row in gone]
+            )
+            connection.executemany(_DELETE_ENTRY, [(dataset_number, row[0]) for row in gone])
             connection.executemany(_OWN, [(source, dataset_number, record_id) for record_id, source in rows])
+            after = copied.without([(record_id, revision, value) for record_id, _, revision, value in gone])
+            connection.execute(_SET_COPIED, _state(dataset_number, after))
+        return after
+
+    async def settled(self, dataset_number: int, revision: int) -> None:
+        """See ``CopyTarget``."""
+        self._connection.execute(_SETTLED, (revision, dataset_number))
 
     async def put_requests(self, rows: Sequence[Row]) -> None:
         """See ``CopyTarget``."""
@@ -369,6 +397,18 @@ class SqliteTarget(SqliteSide):
         with closing(open_plain(files.database, WRITER, mode="rw")) as connection:
             for statement in _DROP_STATE:
                 connection.execute(statement)
+
+
+def _state(dataset_number: int, copied: Copied) -> Row:
+    digest = copied.digest.to_bytes(16, "big")
+    return (
+        dataset_number,
+        copied.position,
+        copied.revision,
+        copied.record_count,
+        digest,
+        copied.since,
+    )
 
 
 def _remove(path: Path) -> None:
