@@ -28,9 +28,8 @@ def renamed(postgres_cluster):
     suffix = secrets.token_hex(4)
 
     def rename(statement: str) -> str:
-        return re.sub(r"\bsyncline(_node)?\b(?!')", rf"syncline\1_{suffix}", statement).replace(
-            f"SCHEMA syncline_{suffix}", "SCHEMA syncline"
-        )
+        named = re.sub(r"\b(syncline|syncnode)\b(?!')", rf"\1_{suffix}", statement)
+        return named.replace(f"SCHEMA syncline_{suffix}", "SCHEMA syncline")
 
     return rename
 
@@ -40,13 +39,13 @@ async def test_the_roles_of_the_page_are_enough(postgres_cluster, renamed):
     database = renamed("syncline")
     own, serve = (
         statements("CREATE ROLE syncline LOGIN", "CREATE DATABASE", "REVOKE"),
-        statements("CREATE ROLE syncline_node", "GRANT", "ALTER DEFAULT", "ALTER ROLE"),
+        statements("CREATE ROLE syncnode", "GRANT", "ALTER DEFAULT", "ALTER ROLE"),
     )
     assert (len(own), len(serve)) == (3, 5 + 10)
     for statement in own:
         postgres_cluster.execute(renamed(statement))
     owner = postgres_cluster.dsn(database).replace("//postgres@", f"//{database}@")
-    node = postgres_cluster.dsn(database).replace("//postgres@", f"//{renamed('syncline_node')}@")
+    node = postgres_cluster.dsn(database).replace("//postgres@", f"//{renamed('syncnode')}@")
     assert await admin.migrate(owner)
     for statement in serve:
         postgres_cluster.execute(renamed(statement), database)
@@ -84,7 +83,7 @@ def test_connections_are_counted():
 def test_pgbouncer_is_told_of_every_setting():
     """And the role has those that count for the one who writes."""
     ignored = set(re.findall(r"ignore_startup_parameters = (.*)", PAGE)[0].split(","))
-    by_role = dict(re.findall(r"ALTER ROLE syncline_node .* SET (\w+) = '(.*)'", PAGE))
+    by_role = dict(re.findall(r"ALTER ROLE syncnode .* SET (\w+) = '(.*)'", PAGE))
 
     # extra_float_digits is sent by many drivers; pgbouncer's own documentation has it in its example.
     asked = {*SETTINGS, *notify._SETTINGS, "default_transaction_read_only"} - {"application_name"}
