@@ -56,6 +56,9 @@ INSERT INTO pg_temp.difference (number, record_id, hash, data_from, source_numbe
 SELECT row_number() OVER (ORDER BY place) + (SELECT coalesce(max(number), 0) FROM pg_temp.difference),
        record_id, new_hash, data_from, owner, reason, create_time_us, position, revision, hash, source_number
 """
+# LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks. What it thinks are the statistics of some time
+# ago: of a dataset or a session that is younger it believes that it is a single row, joins by reading all of it for
+# each row of the other side, and a million records would take a day.
 # $1 dataset, $2 source, $3 reason, $4 shared, $5 newest revision that may be touched, $6 number of the session.
 _FROM_STAGED: Final = (
     _INSERT
@@ -64,7 +67,8 @@ FROM (SELECT s.ordinal AS place, s.record_id, s.hash AS new_hash, NULL::bigint A
              $3::smallint AS reason,
              CASE WHEN s.hash IS NOT NULL AND e.hash IS NOT NULL THEN e.create_time_us END AS create_time_us,
              e.position, e.revision, e.hash, e.source_number
-      FROM staged s LEFT JOIN entry e ON e.dataset_number = $1 AND e.record_id = s.record_id
+      FROM staged s LEFT JOIN LATERAL (
+          SELECT * FROM entry WHERE dataset_number = $1 AND record_id = s.record_id LIMIT 1) e ON true
       WHERE s.session_number = $6 AND s.hash IS DISTINCT FROM e.hash
         AND (s.hash IS NOT NULL OR $4 OR e.source_number = $2)
         AND ($5::bigint IS NULL OR e.revision IS NULL OR e.revision <= $5)) changed
@@ -78,9 +82,9 @@ NULL::bigint AS create_time_us, e.position, e.revision, e.hash, e.source_number
 _NOT_STAGED: Final = (
     _INSERT
     + f"""
-FROM (SELECT $3::smallint AS reason, {_GONE_COLUMNS} FROM entry e
-      WHERE e.dataset_number = $1 AND e.source_number = $2 AND e.hash IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM staged s WHERE s.session_number = $5 AND s.record_id = e.record_id)
+FROM (SELECT $3::smallint AS reason, {_GONE_COLUMNS} FROM entry e LEFT JOIN LATERAL (
+          SELECT session_number FROM staged WHERE session_number = $5 AND record_id = e.record_id LIMIT 1) s ON true
+      WHERE e.dataset_number = $1 AND e.source_number = $2 AND e.hash IS NOT NULL AND s.session_number IS NULL
         AND ($4::bigint IS NULL OR e.revision <= $4)) changed
 """
 )
@@ -101,8 +105,8 @@ FROM (SELECT r.position AS place, r.new_id AS record_id, e.hash AS new_hash, r.p
              t.position, t.revision, t.hash, t.source_number
       FROM (SELECT max(position) AS position FROM pg_temp.rekeyed GROUP BY new_id) newest
       JOIN pg_temp.rekeyed r ON r.position = newest.position
-      JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.old_id
-      LEFT JOIN entry t ON t.dataset_number = $1 AND t.record_id = r.new_id
+      CROSS JOIN LATERAL (SELECT * FROM entry WHERE dataset_number = $1 AND record_id = r.old_id LIMIT 1) e
+      LEFT JOIN LATERAL (SELECT * FROM entry WHERE dataset_number = $1 AND record_id = r.new_id LIMIT 1) t ON true
       WHERE r.new_id <> r.old_id AND e.hash IS DISTINCT FROM t.hash) changed
 """
 )
@@ -110,7 +114,8 @@ _LEFT_BEHIND: Final = (
     _INSERT
     + f"""
 FROM (SELECT $2::smallint AS reason, {_GONE_COLUMNS}
-      FROM pg_temp.rekeyed r JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.old_id
+      FROM pg_temp.rekeyed r
+      CROSS JOIN LATERAL (SELECT * FROM entry WHERE dataset_number = $1 AND record_id = r.old_id LIMIT 1) e
       WHERE NOT EXISTS (SELECT 1 FROM pg_temp.rekeyed o WHERE o.new_id = r.old_id)) changed
 """
 )
@@ -131,22 +136,31 @@ FROM pg_temp.difference WHERE number > $1 AND number <= $2
 _INSERT_STAGED: Final = """
 INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
 SELECT $1, $2 + d.number, $3, $4, d.reason, d.record_id, CASE WHEN d.hash IS NOT NULL THEN s.data END
-FROM pg_temp.difference d LEFT JOIN staged s ON s.session_number = $5 AND s.record_id = d.record_id
+FROM pg_temp.difference d LEFT JOIN LATERAL (
+    SELECT data FROM staged WHERE session_number = $5 AND record_id = d.record_id LIMIT 1) s ON true
 ORDER BY d.number
 """
 _INSERT_MOVED: Final = """
 INSERT INTO record (dataset_number, position, revision, commit_time_us, reason, record_id, data)
 SELECT $1, $2 + d.number, $3, $4, d.reason, d.record_id, r.data
-FROM pg_temp.difference d LEFT JOIN record r ON r.dataset_number = $1 AND r.position = d.data_from
+FROM pg_temp.difference d LEFT JOIN LATERAL (
+    SELECT data FROM record WHERE dataset_number = $1 AND position = d.data_from LIMIT 1) r ON true
 ORDER BY d.number
 """
+# The dataset is locked, so its rows stay where they are found.
 _DELETE_REPLACED: Final = """
-DELETE FROM record r USING pg_temp.difference d WHERE r.dataset_number = $1 AND r.position = d.old_position
+DELETE FROM record r USING (
+    SELECT found.place FROM pg_temp.difference d CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM record WHERE dataset_number = $1 AND position = d.old_position LIMIT 1) found) d
+WHERE r.ctid = d.place
 """
 _UPDATE_ENTRIES: Final = """
 UPDATE entry e SET position = $2 + d.number, revision = $3, hash = d.hash, source_number = d.source_number,
     create_time_us = coalesce(d.create_time_us, $4)
-FROM pg_temp.difference d WHERE d.old_position IS NOT NULL AND e.dataset_number = $1 AND e.record_id = d.record_id
+FROM (SELECT d.*, found.place FROM pg_temp.difference d CROSS JOIN LATERAL (
+          SELECT ctid AS place FROM entry WHERE dataset_number = $1 AND record_id = d.record_id LIMIT 1) found
+      WHERE d.old_position IS NOT NULL) d
+WHERE e.ctid = d.place
 """
 _INSERT_ENTRIES: Final = """
 INSERT INTO entry (dataset_number, record_id, position, revision, source_number, create_time_us, hash)
