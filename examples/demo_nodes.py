@@ -28,7 +28,7 @@ from examples.demo_airports import (
     killed_load,
     load,
 )
-from examples.demo_parts import Follower, Server, console, tell
+from examples.demo_parts import Follower, Server, console, run_program, tell
 from examples.local_postgres import LocalPostgres
 
 PUSHES = 100
@@ -62,6 +62,7 @@ async def demo() -> None:
             await rolling_restart(writers, (a, b))
             await crash(writers, postgres)
         await proof(writers, at_a, at_b, follower)
+        await check(postgres.dsn())
 
 
 @asynccontextmanager
@@ -228,3 +229,11 @@ async def proof(writers: Writers, at_a: syncline.Client, at_b: syncline.Client, 
     numbers = sorted([record.data["number"] async for record in at_a.dataset("readings").records()])
     assert numbers == list(range(writers.readings))
     tell("readings of the sensor", f"{len(numbers):,}: nothing lost, nothing twice")
+
+
+async def check(store: str) -> None:
+    """Have the store itself read everything and prove it, while the nodes run."""
+    fsck = await run_program("syncline_server", "fsck", environment={"SYNCLINE_STORE": store})
+    printed, _ = await fsck.communicate()
+    assert fsck.returncode == 0, printed.decode()
+    tell("syncline-server fsck", printed.decode().splitlines()[-1])
