@@ -20,6 +20,7 @@ from syncline_server.store.abc import Store, StoreRefused
 from syncline_server.store.copy_places import copy_source, copy_target, refuse_same_place
 from syncline_server.store.copy_sides import BOOLEANS, CATALOG, REQUEST
 from syncline_server.store.copying import copy
+from syncline_server.store.postgres import copy_side
 from syncline_server.store.postgres import copy_source as postgres_source
 from syncline_server.store.postgres import copy_target as postgres_target
 from syncline_server.store.postgres import open_store as open_postgres
@@ -336,6 +337,15 @@ async def test_two_copies_at_once(
     async with copy_target(database):
         with pytest.raises(StoreRefused, match="another copy to this database is running"):
             await copied(filled, database)
+
+
+async def test_a_pooler_that_drops_settings_is_noticed(
+    filled: Path, new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is meant for the unfinished schema must not get into that of a store."""
+    monkeypatch.setattr(copy_side, "single_connection", lambda dsn, _: single_connection(dsn))
+    with pytest.raises(StoreRefused, match="not through a pooler"):
+        await copied(filled, new_database())
 
 
 async def test_a_role_without_the_right_is_told_so(

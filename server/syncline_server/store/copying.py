@@ -89,15 +89,15 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
     await target.begin(identity)
     async with source.snapshot():
         await run.check_past()
-    passes = await run.follow()
+    await run.follow()
     if not await target.checked():
         reporter.say("checking the copy")
         async with source.snapshot():
             await run.settle()
             await run.compare()
         await target.check()
-        passes += await run.follow()
-    async with source.final(reporter, wait=wait, meanwhile=run.follow):
+    await run.catch_up()
+    async with source.final(reporter, wait=wait, meanwhile=run.catch_up):
         locked = time.monotonic()
         if await source.identity() != identity:
             raise StoreRefused(f"{source.name} holds another store than it did")
@@ -113,7 +113,7 @@ async def copy(source: CopySource, target: CopyTarget, reporter: Reporter, *, wa
         datasets=len(heads),
         records=sum(head.record_count for head in heads),
         rows=run.rows,
-        passes=passes,
+        passes=run.passes,
         seconds=time.monotonic() - started,
         final_seconds=time.monotonic() - locked,
     )
@@ -156,6 +156,7 @@ class _Copy:
         self._done = 0
         self._total = 0
         self.rows = 0
+        self.passes = 0
 
     async def check_past(self) -> None:
         """Make sure that what is in the target is the past of the source. Raises StoreRefused."""
@@ -173,9 +174,16 @@ class _Copy:
                     f"empty {self._target.name} and begin again"
                 )
 
-    async def follow(self) -> int:
-        """Copy records until little is left; how many passes it took."""
-        for number in range(1, MAX_PASSES + 1):
+    async def catch_up(self) -> None:
+        """Leave as little as possible for the time in which nobody can write."""
+        await self.follow()
+        async with self._source.snapshot():
+            await self.settle()
+
+    async def follow(self) -> None:
+        """Copy records until little is left."""
+        for _ in range(MAX_PASSES):
+            self.passes += 1
             began = time.monotonic()
             heads = await self._source.heads()
             self._total = sum(head.last_position for head in heads)
@@ -184,8 +192,7 @@ class _Copy:
                 await self._records(head)
             await self._requests()
             if time.monotonic() - began < LITTLE_SECONDS:
-                return number
-        return MAX_PASSES
+                return
 
     async def settle(self) -> None:
         """Make the target equal to what the source shows, which must not change meanwhile."""

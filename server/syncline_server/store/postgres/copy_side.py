@@ -83,6 +83,11 @@ async def connected(dsn: str, schema: str) -> AsyncIterator[Connection]:
     """A connection that sees one schema. Raises StoreRefused, also when it breaks inside the block."""
     try:
         async with single_connection(dsn, {**COPY_SETTINGS, "search_path": schema}) as connection:
+            if await connection.fetchval("SELECT current_setting('search_path')") != schema:
+                raise StoreRefused(
+                    f"{shown(dsn)} does not take the settings of a connection; a copy goes to PostgreSQL directly, "
+                    "not through a pooler"
+                )
             yield connection
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreRefused(
