@@ -42,8 +42,9 @@ WITH sized AS MATERIALIZED (
     FROM (SELECT * FROM record WHERE dataset_number = $1 AND position > $2 ORDER BY position LIMIT $3) r)
 SELECT s.position, s.revision, s.commit_time_us, s.reason, s.record_id, s.data, e.source_number, e.create_time_us,
        e.hash
-FROM sized s LEFT JOIN entry e
-  ON e.dataset_number = $1 AND e.record_id = s.record_id AND e.position = s.position
+FROM sized s LEFT JOIN LATERAL (
+    SELECT source_number, create_time_us, hash FROM entry
+    WHERE dataset_number = $1 AND record_id = s.record_id AND position = s.position LIMIT 1) e ON true
 WHERE s.total IS NULL OR s.total <= $4 OR s.place = 1 ORDER BY s.position
 """
 _REVISIONS: Final = """
@@ -51,7 +52,9 @@ SELECT revision, commit_id, commit_time_us, key_id, source_number, reason, puts,
 FROM revision WHERE dataset_number = $1 AND revision > $2 ORDER BY revision LIMIT $3
 """
 _OWNED: Final = f"""
-SELECT e.record_id, e.source_number FROM record r JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.record_id
+SELECT e.record_id, e.source_number
+FROM record r CROSS JOIN LATERAL (
+    SELECT record_id, source_number FROM entry WHERE dataset_number = $1 AND record_id = r.record_id LIMIT 1) e
 WHERE r.dataset_number = $1 AND r.position >= $2::bigint << {BUCKET_BITS}
   AND r.position < ($2::bigint + 1) << {BUCKET_BITS}
 """

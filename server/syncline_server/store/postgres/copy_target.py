@@ -104,19 +104,27 @@ _PURGE: Final = (
     """
 WITH gone AS (
     DELETE FROM record WHERE dataset_number = $1 AND data IS NULL AND revision <= $2 RETURNING record_id)
-DELETE FROM entry e USING gone WHERE e.dataset_number = $1 AND e.record_id = gone.record_id
+DELETE FROM entry e USING (
+    SELECT found.place FROM gone CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM entry WHERE dataset_number = $1 AND record_id = gone.record_id LIMIT 1) found) g
+WHERE e.ctid = g.place
 """,
     "DELETE FROM revision WHERE dataset_number = $1 AND revision < $2",
 )
 _IN_BUCKET: Final = f"""
 SELECT e.record_id, e.position, e.revision, e.hash
-FROM record r JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.record_id
+FROM record r CROSS JOIN LATERAL (
+    SELECT * FROM entry WHERE dataset_number = $1 AND record_id = r.record_id LIMIT 1) e
 WHERE r.dataset_number = $1 AND r.position >= $2::bigint << {BUCKET_BITS}
   AND r.position < ($2::bigint + 1) << {BUCKET_BITS}
 """
 _OWN: Final = """
-UPDATE entry e SET source_number = k.source_number FROM unnest($2::text[], $3::bigint[]) k (record_id, source_number)
-WHERE e.dataset_number = $1 AND e.record_id = k.record_id AND e.source_number <> k.source_number
+UPDATE entry e SET source_number = k.source_number
+FROM (SELECT k.source_number, found.place FROM unnest($2::text[], $3::bigint[]) k (record_id, source_number)
+      CROSS JOIN LATERAL (
+          SELECT ctid AS place FROM entry WHERE dataset_number = $1 AND record_id = k.record_id
+              AND source_number <> k.source_number LIMIT 1) found) k
+WHERE e.ctid = k.place
 """
 _NEWEST_REQUEST: Final = "SELECT coalesce(max(remember_until_us), 0) FROM request"
 _FORGET_REQUESTS: Final = "DELETE FROM request WHERE remember_until_us < $1"

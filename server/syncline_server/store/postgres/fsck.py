@@ -32,7 +32,9 @@ SELECT (SELECT count(*) FROM entry WHERE dataset_number = $1),
 """
 _MISMATCHED: Final = """
 SELECT e.record_id FROM entry e
-LEFT JOIN record r ON r.dataset_number = e.dataset_number AND r.position = e.position
+LEFT JOIN LATERAL (
+    SELECT position, record_id, revision, data FROM record WHERE dataset_number = $1 AND position = e.position LIMIT 1) r
+  ON true
 WHERE e.dataset_number = $1 AND (r.position IS NULL OR r.record_id <> e.record_id OR r.revision <> e.revision
     OR (r.data IS NULL) <> (e.hash IS NULL))
 LIMIT 1
@@ -95,7 +97,8 @@ WITH sized AS MATERIALIZED (
     FROM (SELECT position, record_id, data, revision FROM record
           WHERE dataset_number = $1 AND position > $2 AND data IS NOT NULL ORDER BY position LIMIT $3) live)
 SELECT s.position, s.record_id, s.data, s.revision, e.hash
-FROM sized s LEFT JOIN entry e ON e.dataset_number = $1 AND e.record_id = s.record_id
+FROM sized s LEFT JOIN LATERAL (
+    SELECT hash FROM entry WHERE dataset_number = $1 AND record_id = s.record_id LIMIT 1) e ON true
 WHERE total <= $4 OR place = 1 ORDER BY s.position
 """
 

@@ -33,8 +33,9 @@ WITH sized AS MATERIALIZED (
     FROM (SELECT position, record_id, data FROM record
           WHERE dataset_number = $1 AND position > $2 AND data IS NOT NULL ORDER BY position LIMIT $3) live)
 SELECT r.position, r.record_id, r.data, s.source_id
-FROM sized r JOIN entry e ON e.dataset_number = $1 AND e.record_id = r.record_id
-             JOIN source s ON s.number = e.source_number
+FROM sized r
+CROSS JOIN LATERAL (SELECT source_number FROM entry WHERE dataset_number = $1 AND record_id = r.record_id LIMIT 1) e
+CROSS JOIN LATERAL (SELECT source_id FROM source WHERE number = e.source_number LIMIT 1) s
 WHERE total <= $4 OR place = 1 ORDER BY r.position
 """
 _INSERT_REKEYED: Final = """

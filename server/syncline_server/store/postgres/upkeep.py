@@ -25,7 +25,10 @@ _PURGE_TOMBSTONES: Final = """
 WITH gone AS (
     DELETE FROM record WHERE dataset_number = $1 AND data IS NULL AND revision <= $2 RETURNING record_id),
 entries AS (
-    DELETE FROM entry e USING gone WHERE e.dataset_number = $1 AND e.record_id = gone.record_id)
+    DELETE FROM entry e USING (
+        SELECT found.place FROM gone CROSS JOIN LATERAL (
+            SELECT ctid AS place FROM entry WHERE dataset_number = $1 AND record_id = gone.record_id LIMIT 1) found) g
+    WHERE e.ctid = g.place)
 SELECT count(*) FROM gone
 """
 _PURGE_REVISIONS: Final = "DELETE FROM revision WHERE dataset_number = $1 AND revision < $2"
@@ -33,30 +36,31 @@ _SET_WATERMARK: Final = "UPDATE head SET purge_revision = $2, version = version 
 
 # Of several nodes each takes another one.
 _DELETED_DATASET: Final = "SELECT number FROM deleted_dataset ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED"
+# By their places, which the planner cannot take for anything else than so many look-ups.
 _RECLAIM: Final = (
     """
-DELETE FROM record WHERE dataset_number = $1 AND position IN
-    (SELECT position FROM record WHERE dataset_number = $1 ORDER BY position LIMIT $2)
+DELETE FROM record WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM record WHERE dataset_number = $1 ORDER BY position LIMIT $2))
 """,
     """
-DELETE FROM entry WHERE dataset_number = $1 AND record_id IN
-    (SELECT record_id FROM entry WHERE dataset_number = $1 ORDER BY record_id LIMIT $2)
+DELETE FROM entry WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM entry WHERE dataset_number = $1 ORDER BY record_id LIMIT $2))
 """,
     """
-DELETE FROM revision WHERE dataset_number = $1 AND revision IN
-    (SELECT revision FROM revision WHERE dataset_number = $1 ORDER BY revision LIMIT $2)
+DELETE FROM revision WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM revision WHERE dataset_number = $1 ORDER BY revision LIMIT $2))
 """,
 )
 _RECLAIMED: Final = "DELETE FROM deleted_dataset WHERE number = $1"
 _ENDED_SESSION: Final = "SELECT number FROM ended_session ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED"
 _UNSTAGE: Final = (
     """
-DELETE FROM staged WHERE session_number = $1 AND record_id IN
-    (SELECT record_id FROM staged WHERE session_number = $1 ORDER BY record_id LIMIT $2)
+DELETE FROM staged WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM staged WHERE session_number = $1 ORDER BY record_id LIMIT $2))
 """,
     """
-DELETE FROM staged_call WHERE session_number = $1 AND number IN
-    (SELECT number FROM staged_call WHERE session_number = $1 ORDER BY number LIMIT $2)
+DELETE FROM staged_call WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM staged_call WHERE session_number = $1 ORDER BY number LIMIT $2))
 """,
 )
 _UNSTAGED: Final = "DELETE FROM ended_session WHERE number = $1"
