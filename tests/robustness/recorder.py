@@ -166,6 +166,7 @@ class SqliteRecorder(Recorder):
 # -- PostgreSQL ---------------------------------------------------------------------------------------------
 
 _POSTGRES = """
+DROP SCHEMA IF EXISTS audit CASCADE;  -- of a test that had the database before
 CREATE SCHEMA audit;
 CREATE TABLE audit.change (
     number bigserial, dataset_number bigint, revision bigint, record_id text, data bytea);

@@ -11,6 +11,10 @@ from robustness.planted import CLIENT, SERVER, command
 from robustness.traffic import PLAIN, TINY, Traffic, told
 from support.server_process import server_process
 
+pytestmark = pytest.mark.only_store(
+    "sqlite", reason="the faults are planted into the store of one node; see test_planted_nodes.py"
+)
+
 SEED = 118
 SECONDS = 1.2
 ROUNDS = 4

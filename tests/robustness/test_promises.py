@@ -23,6 +23,8 @@ from robustness.history import (
 from robustness.model import Model, digest_of
 from robustness.promises import PROMISES, judge
 
+pytestmark = pytest.mark.only_store("sqlite", reason="no store is involved")
+
 
 def record(key, number, color="red"):
     return canonical({"id": key, "op": number, "color": color})

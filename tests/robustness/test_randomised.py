@@ -15,6 +15,8 @@ from robustness.traffic import TINY, Traffic, told
 from support.proxy import Proxy
 from support.server_process import server_process
 
+pytestmark = pytest.mark.only_store("sqlite", reason="see test_nodes.py")
+
 SECONDS = 10.0
 LONG_SECONDS = 600.0
 PARTS_SECONDS = 15.0

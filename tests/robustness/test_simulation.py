@@ -5,6 +5,8 @@ import pytest
 from robustness.simulation import FAULTY_CLIENTS, FAULTY_SERVERS, Client, Server, simulate
 from syncline._events import FeedViolation
 
+pytestmark = pytest.mark.only_store("sqlite", reason="no store is involved")
+
 SEEDS = 300
 MANY_SEEDS = 20_000
 FAULTY = [(server, Client) for server in FAULTY_SERVERS] + [(Server, client) for client in FAULTY_CLIENTS]
