@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 PREDECESSOR_WAIT_SECONDS: Final = 5.0
 """How long a call waits for the one before it; calls sent together arrive within milliseconds."""
-PREDECESSOR_LOOK_SECONDS: Final = 0.1
-"""How often it looks whether that one came to another node."""
+PREDECESSOR_LOOK_SECONDS: Final = (0.005, 0.1)
+"""How soon it looks whether that one came to another node, and how often in the end; doubled in between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,10 +301,12 @@ class Sessions:
         """
         async with line.moved:
             until = self._clock.monotonic() + PREDECESSOR_WAIT_SECONDS
+            pause, longest_pause = PREDECESSOR_LOOK_SECONDS
             while sequence > line.next and self._clock.monotonic() < until:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(PREDECESSOR_LOOK_SECONDS, PREDECESSOR_WAIT_SECONDS)):
+                    async with asyncio.timeout(min(pause, PREDECESSOR_WAIT_SECONDS)):
                         await line.moved.wait_for(lambda: sequence <= line.next)
+                pause = min(2 * pause, longest_pause)
                 if sequence > line.next:
                     session = line.session
                     found = await self._store.get_session(
