@@ -19,20 +19,18 @@ async def push_event(client, request_id, value):
     return await connection.push.Push(request, metadata=connection.caller.metadata)
 
 
-async def test_t15_t57_g13_restore_of_a_backup_taken_under_load(server, client, tmp_path):
+async def test_t15_t57_g13_restore_of_a_backup_taken_under_load(server, client, backups):
     """T15, T57, G5, G7, G11, G13: tokens, copies and request ids from before the backup and from after it."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     await client.create_dataset("events", identity=syncline.append())
     before_id, after_id = new_request_id(), new_request_id()
-    backup = tmp_path / "backup.db"
     things = client.dataset("things")
     async with Traffic.on(server, seed=seed, crowd=PLAIN) as traffic:
         await traffic.acknowledged(50)
         first = await push_event(client, before_id, 1)
         old_copy = await copy_now(things)
-        made = await asyncio.to_thread(server.command, "backup", str(backup))
-        assert made.returncode == 0, made.stderr
+        backup = await asyncio.to_thread(backups.take, server)
         await traffic.acknowledged(50)
         await push_event(client, after_id, 2)
         await traffic.finish()
@@ -54,8 +52,7 @@ async def test_t15_t57_g13_restore_of_a_backup_taken_under_load(server, client, 
 
         following = asyncio.create_task(follow())
         await server.stop()
-        done = await asyncio.to_thread(server.command, "restore", str(backup))
-        assert done.returncode == 0, done.stderr
+        await asyncio.to_thread(backups.put_back, server, backup)
         await server.start()
         assert await asyncio.to_thread(server.fsck) == []
 

@@ -12,6 +12,8 @@ import syncline
 from support.server_process import ServerProcess, server_process
 from support.waiting import until
 
+pytestmark = pytest.mark.only_store("sqlite", reason="faults of its file; robustness/test_postgres_faults.py")
+
 
 @pytest.fixture
 def small_disk(tmp_path):

@@ -113,11 +113,9 @@ async def test_g5_t20_a_link_that_breaks_again_and_again(client, shared_server, 
 
 
 @pytest.mark.parametrize("place", ["commit.rows", "commit.after"])
-async def test_g5_t25_the_server_dies_around_a_commit(tmp_path, place):
+async def test_g5_t25_the_server_dies_around_a_commit(make_server, place):
     """T25: killed inside a commit, and between it and its acknowledgement: exactly once."""
-    from support.server_process import server_process
-
-    async with server_process(tmp_path) as server:
+    async with make_server() as server:
         async with server.client() as client:
             await make_log(client)
         await server.stop()
@@ -198,19 +196,17 @@ async def test_g6_t26_a_stopped_producer_is_fenced_when_it_wakes(server):
         assert await numbers(client) == [-(first + 1), -first, *range(1, first)]
 
 
-async def test_g5_a_restored_store_tells_how_far_it_is(server, tmp_path):
+async def test_g5_a_restored_store_tells_how_far_it_is(server, backups):
     """After a restore the marks are those of the backup: what came since is sent again from there."""
     async with server.client() as client:
         await make_log(client)
     sensor = Sensor(server.key, total=50)
     await sensor.run(server.address)
-    backup = tmp_path / "backup.db"
-    assert server.command("backup", str(backup)).returncode == 0
+    backup = backups.take(server)
     sensor.total = 100
     await sensor.run(server.address)
     await server.stop()
-    restored = server.command("restore", str(backup))
-    assert restored.returncode == 0, restored.stderr
+    backups.put_back(server, backup)
     await server.start()
     async with wire_to(server.address, server.key) as wire, push_call(wire) as push:
         await push.open("sensor", epoch=sensor.epoch)

@@ -8,7 +8,7 @@ import pytest
 
 import syncline
 from fixtures.fix_secrets import find_keys
-from support.server_process import server_process
+from support.postgres_cluster import shared_cluster
 
 CANARY = "canary-in-the-data-7f3a"
 
@@ -18,9 +18,8 @@ def one_letter_wrong(secret):
 
 
 @pytest.fixture
-async def server(tmp_path):
-    env = {"SYNCLINE_LOG_LEVEL": "debug", "SYNCLINE_HTTP": "127.0.0.1:0"}
-    async with server_process(tmp_path, env=env) as server:
+async def server(make_server):
+    async with make_server(SYNCLINE_LOG_LEVEL="debug", SYNCLINE_HTTP="127.0.0.1:0") as server:
         yield server
 
 
@@ -50,9 +49,21 @@ async def test_t102_secrets_and_payloads_show_nowhere(server):
         assert find_keys(text) == [], place
         assert [place for secret in secrets if secret.rpartition("_")[2][:20] in text] == []
         assert CANARY not in text or place == "errors and reprs"
-    for file in (path for path in server.data.rglob("*") if path.is_file() and path.name != "admin.key"):
-        content = file.read_bytes()
-        assert [file.name for secret in secrets if secret.rpartition("_")[2].encode() in content] == []
+    for name, content in stored(server):
+        for secret in (secret.rpartition("_")[2].encode() for secret in secrets):
+            assert secret not in content, name
+            assert secret.hex().encode() not in content, name
+
+
+def stored(server):
+    """Everything in the store, by name of the file: also of a dump, in which bytes are written as hexadecimal digits."""
+    files = [path for path in server.data.rglob("*") if path.is_file() and path.name != "admin.key"]
+    if server.store:
+        dump = shared_cluster().directory / "secrets.sql"
+        shared_cluster().run("pg_dump", f"--file={dump}", f"--dbname={server.store}")
+        files.append(dump)
+    assert files
+    return [(file.name, file.read_bytes()) for file in files]
 
 
 async def use_every_key(server, keys, shown):

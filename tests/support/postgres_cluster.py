@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from examples.local_postgres import LocalPostgres, run_apart
 
@@ -18,6 +19,10 @@ END_OTHERS = """
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+SHAPE = """
+SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_namespace)
+"""
+"""Of a database to which nobody has added anything."""
 WIPE = """
 DO $$
 DECLARE
@@ -43,6 +48,7 @@ class PostgresCluster(LocalPostgres):
         super().__init__(directory)
         self._numbers = count(1)
         self._wiped: list[str] = []
+        self.shape: Any = None
 
     def new_database(self) -> str:
         """A database with an empty schema, that nobody else uses. Give it back, or have it dropped with the cluster."""
@@ -57,10 +63,13 @@ class PostgresCluster(LocalPostgres):
 
         It serves another test then: making one and dropping it would take longer than most tests.
         """
-        run_apart(self._take_back(name))
-        self._wiped.append(name)
+        if run_apart(self._take_back(name)):
+            self._wiped.append(name)
+        else:
+            self.execute(f"DROP DATABASE {name}")
 
-    async def _take_back(self, name: str) -> None:
+    async def _take_back(self, name: str) -> bool:
+        """Whether it can serve another test: some add tables and triggers."""
         from syncline_server.store.postgres.connection import single_connection
         from syncline_server.store.postgres.fsck import check_store
 
@@ -69,6 +78,22 @@ class PostgresCluster(LocalPostgres):
             report = await check_store(connection, None)
             assert report.ok, report.problems
             await connection.execute(WIPE)
+            return bool(await connection.fetchrow(SHAPE) == self.shape)
+
+    def dump(self, dsn: str, name: str) -> None:
+        """Back up a database while it is used."""
+        self.run("pg_dump", "--format=custom", f"--file={self.directory / name}", f"--dbname={dsn}")
+
+    def put_back(self, dsn: str, name: str) -> None:
+        """Replace the contents of a database by those of such a backup."""
+        self.run(
+            "pg_restore",
+            "--clean",
+            "--if-exists",
+            "--exit-on-error",
+            f"--dbname={dsn}",
+            str(self.directory / name),
+        )
 
 
 _running: list[PostgresCluster] = []
@@ -89,6 +114,7 @@ def running_cluster() -> Iterator[PostgresCluster]:
     async def migrated() -> None:
         async with single_connection(cluster.dsn(TEMPLATE)) as connection:
             await migrate(connection)
+            cluster.shape = await connection.fetchrow(SHAPE)
 
     directory = Path(tempfile.mkdtemp(prefix="syncline-pg-"))
     cluster = PostgresCluster(directory)
