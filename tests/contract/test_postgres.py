@@ -154,7 +154,7 @@ async def test_f50_a_lost_answer_is_found_under_the_lock(postgres: PostgresBacke
 async def test_t83_a_stranger_with_a_lock_is_waited_for(
     postgres: PostgresBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """T83, F49: after the lock time-out UNAVAILABLE; reads and other datasets go on; then everything works again."""
+    """T83, F49, G18: after the lock time-out UNAVAILABLE; reads and other datasets go on; then everything works again."""
     monkeypatch.setitem(SETTINGS, "lock_timeout", "200")  # type: ignore[arg-type]
     async with postgres.open() as store, stranger(postgres) as other:
         bench = await Bench.make(store, postgres.clock)
