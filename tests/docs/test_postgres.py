@@ -41,7 +41,7 @@ async def test_the_roles_of_the_page_are_enough(postgres_cluster, renamed):
         statements("CREATE ROLE syncline LOGIN", "CREATE DATABASE", "REVOKE"),
         statements("CREATE ROLE syncnode", "GRANT", "ALTER DEFAULT", "ALTER ROLE"),
     )
-    assert (len(own), len(serve)) == (3, 5 + 10)
+    assert (len(own), len(serve)) == (3, 5 + 1 + 10)
     for statement in own:
         postgres_cluster.execute(renamed(statement))
     owner = postgres_cluster.dsn(database).replace("//postgres@", f"//{database}@")

@@ -69,7 +69,9 @@ def test_every_reason_that_is_raised_is_listed():
 def test_failpoints_named_in_their_module_are_the_ones_reached():
     from syncline_server import failpoints
 
-    named = set(re.findall(r"``([a-z]+(?:\.[a-zN_]+)?)``", (failpoints.__doc__ or "").partition("Places:")[2]))
+    named = set(
+        re.findall(r"``([a-z]+(?:\.[a-zN_]+)?)``", (failpoints.__doc__ or "").partition("Places:")[2])
+    )
 
     assert named == operation.reached_failpoints(ROOT)
 
