@@ -5,7 +5,7 @@
     Changes(from, to)     from is where the last one ended; 0 after a reset. Empty when only the revision moved, or
                           when nothing is left of a commit that was begun
     Checkpoint(r)         r is where the last batch ended
-    Reset                 begins again at 0; the token stays until there is a new one
+    Reset                 begins again at 0; there is no token until there is a new one
     anything else         UnknownEvent: a newer protocol; nothing is skipped over
 
 ``Order`` is told of every event as it comes and answers with its public form. On a contradiction it raises
@@ -32,7 +32,15 @@ class FeedViolation(Exception):
 class Order:
     """Where a feed stands."""
 
-    __slots__ = ("_begun", "_filtered", "_resume", "_revision", "_revision_at_resume", "decode", "token")
+    __slots__ = (
+        "_begun",
+        "_filtered",
+        "_revision",
+        "_revision_at_resume",
+        "decode",
+        "has_begun",
+        "token",
+    )
 
     def __init__(
         self,
@@ -43,12 +51,13 @@ class Order:
         filtered: bool = False,
     ) -> None:
         self.token = token
-        """Resumes after everything that was handed out; after a reset still the one that was refused."""
+        """Resumes after everything that was handed out; empty after a reset: the copy is to hold nothing then."""
+        self.has_begun = bool(token)
+        """There is a token, or was one that was refused."""
         self.decode = decode
         self._filtered = (
             filtered  # with a filter or mask: there may be removes, and checkpoints without proof
         )
-        self._resume = token  # the same for this process: empty after a reset, which was handed out already
         self._begun = False  # something was handed out of a copy that has no token yet
         self._revision: int | None = None if token or from_now else 0
         self._revision_at_resume = self._revision
@@ -61,7 +70,7 @@ class Order:
     @property
     def resume(self) -> bytes:
         """Token for the next connection of this feed."""
-        return self._resume
+        return self.token
 
     def reconnect(self) -> Reset | None:
         """Go back to ``resume``: what came after it will come again.
@@ -118,7 +127,7 @@ class Order:
         self._revision = end
         if changes.token:
             self._keep(changes.token)
-        elif not self._resume:
+        elif not self.token:
             self._begun = True
         return batch
 
@@ -135,13 +144,15 @@ class Order:
         return to_checkpoint(message)
 
     def _reset(self, message: feed_pb2.Reset) -> Reset:
-        self._resume = b""
+        # One that is refused here may be good at another node, which remembers more; but not for what begins now.
+        self.token = b""
         self._revision = self._revision_at_resume = 0
         self._begun = False
         return Reset(reason=ResetReason(message.reason), message=message.message, token=self.token)
 
     def _keep(self, token: bytes) -> None:
-        self.token = self._resume = token
+        self.token = token
+        self.has_begun = True
         self._revision_at_resume = self._revision
         self._begun = False
 

@@ -255,7 +255,7 @@ class Subscription(Generic[T]):
     @property
     def has_begun(self) -> bool:
         """Whether there is a token, also one that was refused."""
-        return bool(self._order.token)
+        return self._order.has_begun
 
     @property
     def is_over(self) -> bool:

@@ -226,7 +226,7 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True):
     reason: ResetReason
     message: str
     token: bytes
-    """The one that could not be continued: going on with it gives a reset again."""
+    """Empty: who has dropped the old copy begins from nothing. Who serves it on keeps the token that it had."""
 
 
 PUT, DELETE, REMOVE = 1, 2, 3

@@ -18,7 +18,7 @@ from syncline._call import LOG, Caller
 from syncline._events import FeedViolation, Order
 from syncline._reconnect import FeedOptions, Reconnects, is_fault, may_pass
 from syncline._selection import EVERYTHING, Selection
-from syncline._status import to_error
+from syncline._status import silent, to_error
 from syncline.errors import FeedBroken, SynclineError
 from syncline.events import PUT, Change, ChangeBatch, ChangeReason, Checkpoint, Event, Reset, SyncPage
 from syncline.names import dataset_name
@@ -173,9 +173,7 @@ class ChangeFeed(Generic[T]):
             async with asyncio.timeout(self._options.silence_seconds):
                 message: Any = await call.read()
         except TimeoutError:
-            await self._recover(
-                errors.Unavailable(f"nothing was heard for {self._options.silence_seconds:g} s")
-            )
+            await self._recover(silent(self._options.silence_seconds, self._caller.endpoint))
         except asyncio.CancelledError:
             self._drop()
             if self._closing.is_set() and not _is_cancelling():
@@ -201,7 +199,7 @@ class ChangeFeed(Generic[T]):
         )
         if self._order.resume:
             request.token = self._order.resume
-        elif self._from_now and not self._order.token:
+        elif self._from_now and not self._order.has_begun:
             request.from_now = True
         self._reconnects.connected(_now())
         self._call = self._stub.Subscribe(request, metadata=self._caller.metadata)
@@ -287,6 +285,7 @@ async def sync_page(
                 batches.append(part)
             elif isinstance(part, Reset):
                 reset, checkpoint = part, None
+                before = part.token
                 batches.clear()
             else:
                 checkpoint = part
@@ -310,6 +309,7 @@ async def sync_all(next_page: Callable[[], Awaitable[SyncPage[Any]]], order: Ord
         page = await next_page()
         if page.reset is not None:
             reset = page.reset
+            before = reset.token
             batches.clear()
         if page.changes:
             batches.append(page.changes)

@@ -223,7 +223,7 @@ class Client:
         for event in SubscribeResponse.FromString(message).events:
             part = self.order.accept(event)  # a contradiction is raised: nothing here may cause one
             if isinstance(part, ChangeBatch):
-                run_through(self.copy.add(part, self.course.resume_token(part)))
+                run_through(self.copy.add(part, part.token))
             elif isinstance(part, Reset):
                 self.reset(part)
             else:
@@ -232,7 +232,7 @@ class Client:
 
     def reset(self, reset: Reset) -> None:
         """A new copy begins."""
-        self.course.reset(reset)
+        self.course.reset()
         run_through(self.copy.begin())
 
     # -- the server's side --------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ So readers see proven states only, and the token is never ahead of the data nor 
 """
 
 import enum
-from typing import Any, Final
+from typing import Final
 
 from syncline._digest import Tally
 from syncline.errors import CopyDiverged
-from syncline.events import ChangeBatch, Checkpoint, Reset
+from syncline.events import Checkpoint
 
 MENDS: Final = 2
 """Attempts to mend a copy before it begins anew."""
@@ -42,29 +42,22 @@ class Verdict(enum.Enum):
 class Course:
     """Where a replica is between its checkpoints."""
 
-    __slots__ = ("_mends", "_proven_from", "_refused", "_renewals", "is_new_copy")
+    __slots__ = ("_mends", "_proven_from", "_renewals", "is_new_copy")
 
     def __init__(self, *, is_complete: bool) -> None:
         self.is_new_copy = not is_complete
         """What comes is a complete new copy, not changes to the one that is there."""
-        self._refused = b""  # a token that gives a reset again
         self._mends = 0
         self._proven_from = 0
         self._renewals = 0
 
-    def resume_token(self, batch: ChangeBatch[Any]) -> bytes:
-        """The token that goes on after this batch; empty when it has none of its own yet."""
-        return b"" if batch.token == self._refused else batch.token
-
-    def reset(self, reset: Reset) -> None:
+    def reset(self) -> None:
         """A complete new copy follows."""
-        self._refused = reset.token
         self._begin()
 
     def judge(self, checkpoint: Checkpoint, tally: Tally) -> Verdict:
         """What to do, where ``tally`` is of all that came up to the checkpoint."""
         if tally.agrees(checkpoint):
-            self._refused = b""
             self.is_new_copy = False
             self._mends = self._proven_from = self._renewals = 0
             return Verdict.SHOW

@@ -96,10 +96,10 @@ class Follower(Generic[T]):
                 self._looks_again = False
                 return self._store.resume
             if isinstance(part, ChangeBatch):
-                await self._store.add(part, self._course.resume_token(part))
+                await self._store.add(part, part.token)
             elif isinstance(part, Reset):
                 LOG.info("replica of %s: a complete new copy follows: %s", self._name, part.message)
-                self._course.reset(part)
+                self._course.reset()
                 await self._store.begin()
             elif not await self._settle(part):
                 return b""
