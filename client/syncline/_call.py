@@ -175,7 +175,7 @@ class Caller:
                     doubt = failure
                 if not _may_repeat(failure, write=write):
                     raise _in_doubt(failure, doubt)
-                pause = max(policy.pause_seconds(attempts), failure.retry_after_seconds or 0.0)
+                pause = max(policy.pause_seconds(attempts), self._told_pause_seconds(failure))
                 limit = None if self._answered else policy.attempts
                 exhausted = limit is not None and attempts >= limit
                 if exhausted or _now() + pause >= deadline:
@@ -196,6 +196,12 @@ class Caller:
             else:
                 self._answered = True
                 return response
+
+    def _told_pause_seconds(self, failure: SynclineError) -> float:
+        """How long the server asks to wait: a server that goes away asks it of those that have no other."""
+        if self._endpoint.route.count > 1 and failure.reason == "SHUTTING_DOWN":
+            return 0.0
+        return failure.retry_after_seconds or 0.0
 
     async def _learn_clock(self, failure: SynclineError) -> None:
         """Take over the server's clock, since it finds that a fresh request id is not of today."""

@@ -67,11 +67,24 @@ _RECORD_FIELD: Final = re.compile(r"records\[(\d+)\](.*)", re.DOTALL)
 
 
 def to_error(error: grpc.aio.AioRpcError, endpoint: Endpoint) -> SynclineError:
-    """The error of a call, in our terms and with a hint where there is something to do."""
+    """The error of a call, in our terms and with a hint where there is something to do.
+
+    Where there are several servers and this one is in trouble, the next call goes to another.
+    """
     details = _details(error)
-    if not _is_ours(details):
-        return _foreign(error, endpoint)
-    return _typed(error.code(), error.details() or "", details, endpoint)
+    if _is_ours(details):
+        failure = _typed(error.code(), error.details() or "", details, endpoint)
+    else:
+        failure = _foreign(error, endpoint)
+    if is_connection_trouble(failure) or isinstance(failure, errors.DeadlineExceeded):
+        endpoint.route.leave()
+    return failure
+
+
+def silent(seconds: float, endpoint: Endpoint) -> SynclineError:
+    """The error of a stream that brought nothing for so long."""
+    endpoint.route.leave()
+    return errors.Unavailable(f"nothing was heard for {seconds:g} s")
 
 
 def to_part_error(status: Status, endpoint: Endpoint) -> SynclineError:

@@ -1,11 +1,10 @@
 """Channels, TLS and keys: how a client reaches a server.
 
-Two connections: one for calls, one for streams. A stream that its reader is slow to empty fills its connection's
+Two connections to a server: one for calls, one for streams. A stream that its reader is slow to empty fills its connection's
 flow-control window; calls must not stand in that queue.
 """
 
 import ipaddress
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from typing import Final
 
 import grpc
 import grpc.aio
+
+from syncline._route import Route, RoutedChannel
 
 DEFAULT_PORT: Final = 7420
 KEY_VARIABLE: Final = "SYNCLINE_KEY"
@@ -43,7 +44,8 @@ _STREAM_OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
 )
-_ROUND_ROBIN: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+_SCHEMES: Final = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
+"""Of names that gRPC resolves itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,31 +72,37 @@ class Tls:
 class Endpoint:
     """Where the server is, how it is spoken to and with which key."""
 
-    target: str
-    """As gRPC names it."""
+    targets: Sequence[str]
+    """The servers, as gRPC names them; any will do."""
     tls: Tls | None
     """None: plain text."""
     key: str | None = field(repr=False)
     key_origin: str
     """Where the key came from, for error messages; empty when there is none."""
-    several: bool = False
-    """More than one address: calls take turns."""
+    route: Route = field(compare=False)
+    """Which of them is used."""
+
+    @property
+    def target(self) -> str:
+        """All of them, for people."""
+        return ", ".join(self.targets)
 
     def options(self, *, streams: bool) -> list[tuple[str, str | int]]:
         """Channel arguments."""
         options: list[tuple[str, str | int]] = [*_OPTIONS, *(_STREAM_OPTIONS if streams else ())]
-        if self.several:
-            options.append(("grpc.service_config", _ROUND_ROBIN))
         if self.tls is not None and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return options
 
     def open_channel(self, *, streams: bool = False) -> grpc.aio.Channel:
         """A channel, which connects when it is first used."""
-        options = self.options(streams=streams)
+        channels = [self._open_one(target, self.options(streams=streams)) for target in self.targets]
+        return channels[0] if len(channels) == 1 else RoutedChannel(channels, self.route)
+
+    def _open_one(self, target: str, options: list[tuple[str, str | int]]) -> grpc.aio.Channel:
         if self.tls is None:
-            return grpc.aio.insecure_channel(self.target, options)
-        return grpc.aio.secure_channel(self.target, self.tls.credentials(), options)
+            return grpc.aio.insecure_channel(target, options)
+        return grpc.aio.secure_channel(target, self.tls.credentials(), options)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
@@ -108,7 +116,7 @@ def resolve(
 
     Raises ValueError for what cannot be an address, and where a key would travel in plain text.
     """
-    addresses = [address] if isinstance(address, str) else list(address)
+    addresses = _split(address) if isinstance(address, str) else list(address)
     if not addresses:
         raise ValueError("connect() needs an address, as in '127.0.0.1:7420'")
     targets = [_target(one) for one in addresses]
@@ -120,9 +128,7 @@ def resolve(
             "tls=False, or pass insecure=True if something else encrypts"
         )
     secret, origin = _find_key(key, local=local)
-    return Endpoint(
-        target=_join(targets), tls=chosen, key=secret, key_origin=origin, several=len(targets) > 1
-    )
+    return Endpoint(targets=targets, tls=chosen, key=secret, key_origin=origin, route=Route(len(targets)))
 
 
 def _choose_tls(tls: Tls | bool | None, *, local: bool, insecure: bool) -> Tls | None:
@@ -133,6 +139,11 @@ def _choose_tls(tls: Tls | bool | None, *, local: bool, insecure: bool) -> Tls |
     return Tls() if tls else None
 
 
+def _split(address: str) -> list[str]:
+    """Several addresses stand between commas; gRPC's own schemes have commas of their own."""
+    return [address] if address.startswith(_SCHEMES) else address.split(",")
+
+
 def _target(address: str) -> str:
     """``host:port`` with the default port filled in; gRPC's own schemes stay as they are."""
     address = address.strip()
@@ -141,7 +152,7 @@ def _target(address: str) -> str:
         raise ValueError(
             f"{address!r}: an address is HOST:PORT without {scheme}://, as in {rest.rstrip('/')!r}"
         )
-    if address.startswith(("unix:", "dns:", "ipv4:", "ipv6:", "xds:")):
+    if address.startswith(_SCHEMES):
         return address
     if not address:
         raise ValueError("an address is HOST:PORT, as in '127.0.0.1:7420'")
@@ -156,22 +167,6 @@ def _target(address: str) -> str:
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         raise ValueError(f"{address!r}: {port!r} is not a port; an address is HOST:PORT")
     return f"{host}:{port}"
-
-
-def _join(targets: Sequence[str]) -> str:
-    """One target that resolves to all of them."""
-    if len(targets) == 1:
-        return targets[0]
-    hosts = [target.rpartition(":")[0].strip("[]") for target in targets]
-    try:
-        versions = {ipaddress.ip_address(host).version for host in hosts}
-    except ValueError:
-        versions = set()
-    if len(versions) != 1:
-        raise ValueError(
-            "several addresses must all be IPv4 or all IPv6; for a name with several use one dns:///name:port"
-        )
-    return f"ipv{versions.pop()}:" + ",".join(targets)
 
 
 def _is_local(target: str) -> bool:

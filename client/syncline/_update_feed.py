@@ -18,7 +18,7 @@ from syncline._call import LOG, Caller
 from syncline._entry import DirectoryEntry, Entry, Sighting, SingleEntry
 from syncline._events import FeedViolation
 from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions, Reconnects, is_fault, may_pass
-from syncline._status import to_error, to_part_error
+from syncline._status import silent, to_error, to_part_error
 from syncline._subscription import Subscription, Terms
 from syncline.errors import FeedBroken, SynclineError
 from syncline.v1 import update_feed_pb2
@@ -296,11 +296,11 @@ class UpdateFeed:
                 late = entry.check_silence(now)
                 if late is None:
                     continue
-                error = errors.Unavailable(f"nothing was heard for {silence:g} s")
                 if late.is_connected and now - self._heard_at <= silence:
+                    error = errors.Unavailable(f"nothing was heard of it for {silence:g} s")
                     late.renew(error, counts=False)
                 elif self._call is not None:
-                    self._drop_reason = error
+                    self._drop_reason = silent(silence, self._caller.endpoint)
                     self._call.cancel()
                     return
 

@@ -128,8 +128,9 @@ def connect(
 ) -> "Client":
     """A client for the server at ``address``, to be entered with ``async with``; connects on first use.
 
-    ``address`` is ``HOST:PORT`` (7420 if left out), ``[IPV6]:PORT``, ``unix:PATH`` or a name as gRPC takes it; of
-    a list the calls take turns. ``key``: the argument, or SYNCLINE_KEY, or for a server on this machine the
+    ``address`` is ``HOST:PORT`` (7420 if left out), ``[IPV6]:PORT``, ``unix:PATH`` or a name as gRPC takes it. Of
+    several, in a list or between commas, which must be servers of one store, the client uses one, drawn by lot, and
+    goes to the next when that one is away. ``key``: the argument, or SYNCLINE_KEY, or for a server on this machine the
     admin key in its data directory (SYNCLINE_DATA, ``./syncline-data``). Other machines are reached by TLS, with
     the system's authorities or those in ``tls``, unless ``insecure``. ``timeout_seconds`` is the deadline of each
     call, retries included; deletes of datasets and sources, re-keying and sessions have longer ones.

@@ -12,7 +12,7 @@ import grpc.aio
 from syncline import errors
 from syncline._call import LOG, Caller
 from syncline._reconnect import DEFAULT_OPTIONS, FeedOptions, Reconnects, is_fault, may_pass
-from syncline._status import to_error
+from syncline._status import silent, to_error
 from syncline._wire import required_time, to_time
 from syncline.errors import SynclineError
 from syncline.names import dataset_name, parse_producer_name, producer_name, source_name
@@ -133,8 +133,7 @@ class ProducerWatch:
             try:
                 await self._read()
             except TimeoutError:
-                silence = f"nothing was heard for {self._options.silence_seconds:g} s"
-                await self._recover(errors.Unavailable(silence))
+                await self._recover(silent(self._options.silence_seconds, self._caller.endpoint))
             except grpc.aio.AioRpcError as error:
                 await self._recover(to_error(error, self._caller.endpoint))
             except BaseException:

@@ -23,8 +23,9 @@ def target(address: str | list[str], **given: object) -> str:
         ("[::1]:9", "[::1]:9"),
         ("unix:/run/syncline", "unix:/run/syncline"),
         ("dns:///db.example:1", "dns:///db.example:1"),
-        (["127.0.0.1:1", "127.0.0.1:2"], "ipv4:127.0.0.1:1,127.0.0.1:2"),
-        (["[::1]:1", "[::1]:2"], "ipv6:[::1]:1,[::1]:2"),
+        ("ipv4:127.0.0.1:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2"),
+        (["127.0.0.1:1", "127.0.0.1:2"], "127.0.0.1:1, 127.0.0.1:2"),
+        ("a.example, b.example:1,[::1]", "a.example:7420, b.example:1, [::1]:7420"),
     ],
 )
 def test_addresses(address: str | list[str], expected: str) -> None:
@@ -41,8 +42,8 @@ def test_addresses(address: str | list[str], expected: str) -> None:
         ("host:port", "'port' is not a port"),
         ("host:0", "not a port"),
         ("host:70000", "not a port"),
-        (["a:1", "b:2"], "all be IPv4 or all IPv6"),
-        (["127.0.0.1:1", "[::1]:2"], "all be IPv4 or all IPv6"),
+        ("a:1,", "HOST:PORT"),
+        (["a:1", "b:x"], "'x' is not a port"),
     ],
 )
 def test_wrong_addresses(address: str | list[str], message: str) -> None:
