@@ -267,7 +267,8 @@ async def test_sync_all_is_one_page(scripted: ScriptedServer, client: syncline.C
     whole = await client.dataset("books").sync(b"t0", all=True)
 
     assert [event.record_id for event in whole.changes] == ["a", "b"]
-    assert [event.token for event in whole.changes] == [b"t0", b"c2"]
+    # After a reset the old token is of no use: another node might go on from it with what was reset.
+    assert [event.token for event in whole.changes] == [b"", b"c2"]
     assert whole.reset is not None
     assert whole.token == b"c2"
     copy: syncline.Copy[object] = syncline.Copy()
