@@ -302,7 +302,7 @@ async def test_watch_under_a_filter(command, books):
 
 @pytest.mark.parametrize("name", ["ls", "sync", "watch"])
 async def test_a_wrong_filter_is_told_with_its_place(command, books, name):
-    refused = command(name, "books", "--filter", "year > 1900 AND titel", code=ExitCode.ERROR)
+    refused = command(name, "books", "--filter", "year > 1900 AND titel", code=ExitCode.USAGE)
 
     assert refused.err.splitlines()[1:3] == ["  year > 1900 AND titel", "  " + " " * 21 + "^"]
 

@@ -17,6 +17,8 @@ import syncline
 from syncline.cli import main
 from syncline.cli.exits import MEANINGS, ExitCode
 from syncline.cli.failures import IN_OPTIONS, failure_of, in_options
+from syncline.cli.files import Record
+from syncline.cli.refusals import Refusals
 from syncline.models import Results
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,6 +44,18 @@ INFO = syncline.DatasetInfo(
     commit_time=NOW,
     etag="e",
 )
+
+
+class Told:
+    """Output for programs that is kept."""
+
+    json = True
+
+    def __init__(self) -> None:
+        self.notes: list[dict] = []
+
+    def note_value(self, value: dict) -> None:
+        self.notes.append(value)
 
 
 class FakeDataset:
@@ -205,7 +219,7 @@ def books_file(tmp_path):
         (syncline.AlreadyExists("x"), ExitCode.CONFLICT),
         (syncline.EtagMismatch("x"), ExitCode.CONFLICT),
         (syncline.ServerError("x"), ExitCode.ERROR),
-        (syncline.InvalidArgument("x"), ExitCode.ERROR),
+        (syncline.InvalidArgument("x"), ExitCode.USAGE),
         (OSError(28, "No space left on device"), ExitCode.ERROR),
         (RuntimeError("x"), ExitCode.ERROR),
     ],
@@ -239,7 +253,7 @@ def test_a_filter_that_cannot_be_read_is_shown_with_the_place(client, capsys):
         fields={"filter": "expected a value, found the end (at position 6)"},
     )
 
-    assert main(["dataset", "list"]) == ExitCode.ERROR
+    assert main(["dataset", "list"]) == ExitCode.USAGE
     assert capsys.readouterr().err.splitlines() == [
         "error: filter: expected a value, found the end (at position 6)",
         "  year <",
@@ -252,6 +266,13 @@ def test_debug_shows_the_traceback(client, capsys):
 
     assert main(["dataset", "list", "--debug"]) == ExitCode.ERROR
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_schema_file_that_cannot_be_read(client, capsys, tmp_path):
+    missing = str(tmp_path / "missing.json")
+
+    assert main(["dataset", "create", "books", "--schema", missing]) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
 
 
 def test_errors_for_programs_are_json(client, capsys):
@@ -491,6 +512,28 @@ def test_push_for_programs(client, books_file, capsys):
         "seconds": 0,
     }
     assert json.loads(told.err) == {"line": 2, "pointer": "/bad", "keyword": "type", "message": "1 is bad"}
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            'Detected duplicate key "n" at line 1 column 9',
+            'Detected duplicate key "n" at column 9 of the record',
+        ),
+        ("expected value at line 3 column 2", "expected value at line 4 column 2"),
+        ("the number is too large for a double", "the number is too large for a double"),
+    ],
+)
+def test_a_place_in_a_record_is_told_as_a_place_in_the_file(message, told):
+    output = Told()
+    refusals = Refusals("books.jsonl", output)
+
+    refusals.refused(
+        [syncline.Violation(index=0, pointer="", keyword="json", message=message)], [Record(2, b"{}")]
+    )
+
+    assert output.notes == [{"line": 2, "pointer": "", "keyword": "json", "message": told}]
 
 
 def test_push_shows_some_errors_and_counts_all(client, books_file, capsys):

@@ -286,3 +286,17 @@ async def test_files_that_are_something_else(client: syncline.Client, path: Path
         assert file.read_bytes() == before
     with pytest.raises(syncline.ReplicaUnusable, match="is a replica of 'books', not of 'films'"):
         await client.dataset("films").replica(path).__aenter__()
+
+
+async def test_a_file_that_never_got_anything_may_become_a_copy_of_something_else(
+    scripted: ScriptedServer, stream: Subscribed, client: syncline.Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "books.db"
+    stream.script([Refuse("NOT_FOUND")], [[changes(0, 4, ROWS), checkpoint(4, ROWS)]])
+    async with client.dataset("boosk").replica(path) as mistyped:
+        with pytest.raises(syncline.ReplicaStopped):
+            await mistyped.ready(timeout_seconds=10)
+
+    async with replica_of(client, path) as replica:
+        await replica.ready(timeout_seconds=10)
+        assert (len(replica), replica.revision) == (400, 4)

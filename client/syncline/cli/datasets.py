@@ -250,6 +250,8 @@ def _read_schema(path: Path | None) -> str | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         msgspec.json.decode(text)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}", code=ExitCode.USAGE) from None
     except UnicodeDecodeError:
         raise CommandError(f"{path} is not UTF-8 text", code=ExitCode.USAGE) from None
     except msgspec.DecodeError as error:

@@ -17,6 +17,7 @@ _CODES: Final[tuple[tuple[type[syncline.SynclineError], ExitCode], ...]] = (
     (syncline.NotAuthenticated, ExitCode.NOT_ALLOWED),
     (syncline.PermissionDenied, ExitCode.NOT_ALLOWED),
     (syncline.NotFound, ExitCode.NOT_FOUND),
+    (syncline.InvalidArgument, ExitCode.USAGE),
     (syncline.AlreadyExists, ExitCode.CONFLICT),
     (syncline.IdentityInUse, ExitCode.CONFLICT),
     (syncline.Aborted, ExitCode.CONFLICT),

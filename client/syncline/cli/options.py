@@ -23,7 +23,10 @@ class Options:
     server: Annotated[
         str | None,
         _option(
-            "--server", f"The server. Environment: SYNCLINE_SERVER. Default: {DEFAULT_SERVER}.", "HOST:PORT"
+            "--server",
+            "The server; of one store several may be named, between commas. "
+            f"Environment: SYNCLINE_SERVER. Default: {DEFAULT_SERVER}.",
+            "HOST:PORT",
         ),
     ] = None
     key: Annotated[
@@ -31,7 +34,7 @@ class Options:
         _option(
             "--key",
             "The key to use. Environment: SYNCLINE_KEY, which other users of the machine cannot see. "
-            "Default on the server's own machine: its admin key.",
+            "Default for a server on this machine: the admin key in SYNCLINE_DATA or ./syncline-data.",
             "SECRET",
         ),
     ] = None

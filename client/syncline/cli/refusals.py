@@ -1,5 +1,6 @@
 """What was wrong with records, told with the lines of the file they came from."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
 SHOWN_BY_DEFAULT: Final = 100
 """Errors shown to a person; the others are counted."""
+
+
+_PLACE: Final = re.compile(r" at line (\d+) column (\d+)$")
+"""Where the server's JSON parser stood, counted from the record's own beginning."""
 
 
 class Refusals:
@@ -38,7 +43,8 @@ class Refusals:
     ) -> None:
         """Tell what the server found wrong with these records."""
         for violation in violations:
-            self._tell(records[violation.index].line, violation.pointer, violation.keyword, violation.message)
+            line = records[violation.index].line
+            self._tell(line, violation.pointer, violation.keyword, _in_file(violation.message, line))
         self.records += len({violation.index for violation in violations})
         self.unlisted += max(0, (total or 0) - len(violations))
 
@@ -62,3 +68,16 @@ class Refusals:
             self._output.note(
                 f"… and {hidden:,} more errors (--max-errors {self.errors + self.unlisted} shows all)"
             )
+
+
+def _in_file(message: str, first_line: int) -> str:
+    """A place in the record as a place in the file that it came from, where the record begins on ``first_line``."""
+    if (place := _PLACE.search(message)) is None:
+        return message
+    line, column = int(place[1]), place[2]
+    told = (
+        f" at line {first_line + line - 1} column {column}"
+        if line > 1
+        else f" at column {column} of the record"
+    )
+    return message[: place.start()] + told

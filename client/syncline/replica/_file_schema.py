@@ -73,6 +73,12 @@ def prepare(connection: sqlite3.Connection, path: Path, dataset: str, selection:
     """Make an empty file a replica, or check that it is one. Raises ReplicaUnusable, sqlite3.Error."""
     is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     if not is_empty:
+        _check_form(connection, path)
+        # A file that never got anything, as after a mistyped dataset, is a copy of nothing yet.
+        connection.execute(
+            "UPDATE state SET dataset = ? WHERE token = x'' AND is_complete = 0 AND new_token IS NULL",
+            (dataset,),
+        )
         check(connection, path, dataset)
     connection.execute("PRAGMA journal_mode = WAL")
     # NORMAL: a crash of the system may lose the newest commits, each of them whole; they are fetched again.
@@ -98,6 +104,15 @@ def prepare(connection: sqlite3.Connection, path: Path, dataset: str, selection:
 
 def check(connection: sqlite3.Connection, path: Path, dataset: str) -> None:
     """Check that a file is a replica of a dataset. Raises ReplicaUnusable, sqlite3.Error."""
+    _check_form(connection, path)
+    (found,) = connection.execute("SELECT dataset FROM state").fetchone()
+    if found != dataset:
+        raise ReplicaUnusable(
+            f"{path} is a replica of {found!r}, not of {dataset!r}; use a file for each dataset"
+        )
+
+
+def _check_form(connection: sqlite3.Connection, path: Path) -> None:
     application_id, version = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
     )
@@ -106,11 +121,6 @@ def check(connection: sqlite3.Connection, path: Path, dataset: str) -> None:
     if version > FORMAT:
         raise ReplicaUnusable(
             f"{path} is of a newer version of syncline (format {version}); update the package"
-        )
-    (found,) = connection.execute("SELECT dataset FROM state").fetchone()
-    if found != dataset:
-        raise ReplicaUnusable(
-            f"{path} is a replica of {found!r}, not of {dataset!r}; use a file for each dataset"
         )
 
 

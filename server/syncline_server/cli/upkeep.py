@@ -143,11 +143,13 @@ def admin_key(*, data: Data = None, config: Config = None, store: Store = None) 
 def _tell(report: FsckReport, store: str, *, advice: str) -> None:
     """Print what is in a store and what is wrong with it; leave with exit code 1 when something is."""
     for dataset in report.datasets:
-        typer.echo(f"{dataset.dataset_id}: revision {dataset.revision}, {dataset.record_count} records")
+        records = "1 record" if dataset.record_count == 1 else f"{dataset.record_count} records"
+        typer.echo(f"{dataset.dataset_id}: revision {dataset.revision}, {records}")
     for problem in report.problems:
         typer.echo(f"problem: {problem}")
     if not report.ok:
-        fail(f"{len(report.problems)} problems in {store}; {advice}", EXIT_DAMAGED)
+        problems = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
+        fail(f"{problems} in {store}; {advice}", EXIT_DAMAGED)
 
 
 def _postgres(name: str, address: str, **options: Any) -> Any:
