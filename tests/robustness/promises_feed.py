@@ -126,7 +126,10 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
             yield from _last_word(view, frames)
             if history.calm_since is None or history.ended is None:
                 continue
-            marks = [frame.at for frame in frames if isinstance(frame, Checkpoint)]
+            # A copy that is in the middle of a commit has not caught up; of a large one that may take its time.
+            marks = [
+                f.at for f in frames if isinstance(f, Checkpoint) or (isinstance(f, Batch) and f.partial)
+            ]
             ends = frames[-1].at if frames and isinstance(frames[-1], Ended) else history.ended
             since = max(opened.at, history.calm_since)
             for mark in [*(mark for mark in marks if mark > since), ends]:
