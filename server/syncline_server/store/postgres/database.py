@@ -104,7 +104,7 @@ class Database:
         """A connection that cannot write. Each statement on it is a snapshot of its own."""
         self.check()
         with _translated():
-            async with self._readers.acquire() as connection:
+            async with _lent(self._readers) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -116,7 +116,7 @@ class Database:
         """
         self.check()
         with self._noting_full(), _translated():
-            async with self._writers.acquire() as connection:
+            async with _lent(self._writers) as connection:
                 warnings: list[str] = []
 
                 def note(_: Connection, message: Any) -> None:
@@ -187,6 +187,21 @@ class Database:
     def held_us(self) -> int | None:
         """The time that a test holds; None: the database's counts."""
         return None if self._held is None else self._held.now_us()
+
+
+@asynccontextmanager
+async def _lent(pool: "asyncpg.Pool[Any]") -> AsyncIterator[Connection]:
+    """One of its connections, which goes back only if it can be of use again.
+
+    A session that began while the database was read-only stays so, and one that broke in the middle of the driver's work
+    may not notice.
+    """
+    async with pool.acquire() as connection:
+        try:
+            yield connection
+        except (asyncpg.ReadOnlySQLTransactionError, asyncpg.InternalClientError):
+            connection.terminate()
+            raise
 
 
 async def _leave(connection: Connection) -> None:
