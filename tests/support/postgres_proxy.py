@@ -17,6 +17,8 @@ LISTENER: Final = "listener"
 _HEADER_BYTES: Final = 5
 _ROW: Final = ord("D")
 _COMPLETE: Final = ord("C")
+_READY: Final = ord("Z")
+_NO_TRANSACTION: Final = b"I"
 _APPLIED: Final = b"\0\x01\0\0\0\x01\x01"
 """A row of one column, which is true: what ``apply_group_1`` answers when it has written."""
 
@@ -62,7 +64,7 @@ class PostgresProxy(Proxy):
     async def _pass_answers(
         self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        rest, applied = b"", False
+        rest, applied, committed = b"", False, False
         while chunk := await reader.read(CHUNK_BYTES):
             rest += chunk
             start = 0
@@ -74,9 +76,12 @@ class PostgresProxy(Proxy):
                 if rest[start] == _ROW:
                     applied = content == _APPLIED
                 elif rest[start] == _COMPLETE:
-                    if link.kind == WRITER and (applied or content == b"COMMIT\0"):
+                    committed = content == b"COMMIT\0"
+                elif rest[start] == _READY:
+                    # Who asks for one row is not told of completion, only that the server is ready again.
+                    if link.kind == WRITER and content == _NO_TRANSACTION and (applied or committed):
                         self._note_commit()
-                    applied = False
+                    applied = committed = False
                 start = end
             await self._forward(link, ANSWERS, rest[:start], writer)
             rest = rest[start:]
