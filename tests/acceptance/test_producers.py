@@ -113,8 +113,10 @@ async def test_g5_t20_a_link_that_breaks_again_and_again(client, shared_server, 
 
 
 @pytest.mark.parametrize("place", ["commit.rows", "commit.after"])
-async def test_g5_t25_the_server_dies_around_a_commit(make_server, place):
+async def test_g5_t25_the_server_dies_around_a_commit(make_server, store_name, place):
     """T25: killed inside a commit, and between it and its acknowledgement: exactly once."""
+    if (store_name, place) == ("postgres", "commit.rows"):
+        place = "commit.before"  # there a group is written and committed by one call
     async with make_server() as server:
         async with server.client() as client:
             await make_log(client)
