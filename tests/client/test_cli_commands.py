@@ -261,6 +261,18 @@ def test_a_filter_that_cannot_be_read_is_shown_with_the_place(client, capsys):
     ]
 
 
+def test_a_store_that_is_away_is_told_in_the_terms_of_the_command(client, capsys):
+    client.error = syncline.Unavailable(
+        "the store cannot answer (away); retry with the same request id", reason="STORE_UNAVAILABLE"
+    )
+
+    assert main(["dataset", "list"]) == ExitCode.UNAVAILABLE
+    assert capsys.readouterr().err.splitlines() == [
+        "error: the store cannot answer (away)",
+        "hint: the server is there, its store is not; running this again is safe.",
+    ]
+
+
 def test_debug_shows_the_traceback(client, capsys):
     client.error = RuntimeError("deep")
 
@@ -273,6 +285,13 @@ def test_a_schema_file_that_cannot_be_read(client, capsys, tmp_path):
 
     assert main(["dataset", "create", "books", "--schema", missing]) == ExitCode.USAGE
     assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
+
+
+def test_a_mirror_into_a_directory_that_is_not_there(capsys, tmp_path):
+    file = tmp_path / "none" / "books.db"
+
+    assert main(["mirror", "books", str(file)]) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"error: {file}: {file.parent} is not a directory\n"
 
 
 def test_errors_for_programs_are_json(client, capsys):

@@ -83,7 +83,7 @@ def test_g13_restore_begins_a_new_history(store: str, tmp_path: Path) -> None:
     before, sessions = asyncio.run(histories())
     assert sessions == 1
     done = run("restore", "--store", store)
-    assert done.stdout == "a new history has begun, with 1 datasets; start the servers\n"
+    assert done.stdout == "a new history has begun, with 1 dataset; start the servers\n"
     after, sessions = asyncio.run(histories())
     assert len(after - before) == 1
     assert sessions == 0

@@ -296,6 +296,11 @@ async def test_what_cannot_be_copied_is_refused_and_left_alone(
     with pytest.raises(StoreRefused, match="moved away from here"):
         async with open_store(filled, clock=HeldClock()):
             pass
+    for tool in (fsck, admin.migrate):
+        with pytest.raises(StoreRefused, match="moved away from here"):
+            tool(filled)
+    with pytest.raises(StoreRefused, match="moved away from here"):
+        admin.backup(filled, filled.with_name("backup"))
 
 
 async def test_a_store_that_lost_commits_is_not_mixed_with_what_it_was(

@@ -139,6 +139,7 @@ def test_the_command_says_why_it_cannot_start_without_the_password(tmp_path):
     )
     assert done.returncode == 3
     assert "cannot be reached" in done.stderr
+    assert "check the address, and that PostgreSQL runs there" in done.stderr
     assert PASSWORD not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -29,7 +29,7 @@ _CODES: Final[tuple[tuple[type[syncline.SynclineError], ExitCode], ...]] = (
 
 _SHOWN_VIOLATIONS: Final = 20
 
-_FIRST_CLAUSE: Final = frozenset({"MASS_DELETE"})
+_FIRST_CLAUSE: Final = frozenset({"MASS_DELETE", "STORE_UNAVAILABLE"})
 """Reasons whose message goes on with advice for programs; the hint below says it for this command."""
 
 _HINTS: Final[Mapping[str, str]] = {
@@ -42,6 +42,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "IDENTITY_NOT_ADDRESSABLE": "delete by id: `syncline delete DATASET --id ID`.",
     "SESSION_INVALID": "somebody else may have opened a session on the same source: give each loader its own.",
     "TOKEN_INVALID": "the token file is damaged: remove it to begin again from nothing.",
+    "STORE_UNAVAILABLE": "the server is there, its store is not; running this again is safe.",
     "STORE_FULL": "make room on the server's disk; nothing that was acknowledged is lost.",
 }
 

@@ -14,7 +14,7 @@ from syncline.cli.render import age, local_time, plain_fields
 if TYPE_CHECKING:
     from syncline import KeyInfo
 
-app = group("Keys: make, list, show, rotate, revoke.")
+app = group("Keys: make, list, show, rotate, delete, which revokes.")
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY_ID", help="Its id, the public part of the secret.")]
 

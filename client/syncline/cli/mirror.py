@@ -59,6 +59,8 @@ async def mirror(
     """
     from syncline import ReplicaStopped, ReplicaUnusable
 
+    if not file.parent.is_dir():
+        raise CommandError(f"{file}: {file.parent} is not a directory", code=ExitCode.USAGE)
     async with call.connect() as client:
         await client.server_info()  # a server that is down, or a wrong key, ends this now rather than later
         replica = client.dataset(dataset).replica(

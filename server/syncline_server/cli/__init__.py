@@ -17,7 +17,7 @@ app = typer.Typer(
     name="syncline-server",
     help="Keeps data up to date: takes pushed records, streams the changes.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -90,13 +90,13 @@ def restore(
         if copy is not None:
             fail(f"{copy} cannot be put into PostgreSQL: {_BACKUPS}", EXIT_USAGE)
         datasets = _postgres("restored", settings.store_address)
-        typer.echo(f"a new history has begun, with {len(datasets)} datasets; start the servers")
+        typer.echo(f"a new history has begun, with {_counted(len(datasets), 'dataset')}; start the servers")
         return
     if copy is None:
         fail("name the file that `backup` made", EXIT_USAGE)
     with progress_bar("restore") as progress:
         datasets = carry_out(admin.restore, copy, settings.database, progress=progress)
-    typer.echo(f"restored {len(datasets)} datasets; start the server")
+    typer.echo(f"restored {_counted(len(datasets), 'dataset')}; start the server")
 
 
 def migrate(
@@ -143,13 +143,17 @@ def admin_key(*, data: Data = None, config: Config = None, store: Store = None) 
 def _tell(report: FsckReport, store: str, *, advice: str) -> None:
     """Print what is in a store and what is wrong with it; leave with exit code 1 when something is."""
     for dataset in report.datasets:
-        records = "1 record" if dataset.record_count == 1 else f"{dataset.record_count} records"
-        typer.echo(f"{dataset.dataset_id}: revision {dataset.revision}, {records}")
+        typer.echo(
+            f"{dataset.dataset_id}: revision {dataset.revision}, {_counted(dataset.record_count, 'record')}"
+        )
     for problem in report.problems:
         typer.echo(f"problem: {problem}")
     if not report.ok:
-        problems = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
-        fail(f"{problems} in {store}; {advice}", EXIT_DAMAGED)
+        fail(f"{_counted(len(report.problems), 'problem')} in {store}; {advice}", EXIT_DAMAGED)
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def _postgres(name: str, address: str, **options: Any) -> Any:

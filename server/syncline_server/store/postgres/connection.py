@@ -121,7 +121,11 @@ async def single_connection(dsn: str, settings: Mapping[str, str] = SETTINGS) ->
             "the database cannot be reached: its address is not postgresql://USER@HOST:PORT/DATABASE with special "
             "characters as %XX; give the password by PGPASSWORD or ~/.pgpass"
         ) from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except OSError as error:  # TimeoutError too
+        raise StoreRefused(
+            f"the database cannot be reached: {error}; check the address, and that PostgreSQL runs there"
+        ) from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreRefused(f"the database cannot be reached: {error}") from error
     try:
         yield connection

@@ -21,6 +21,7 @@ from syncline_server.store.sqlite.files import (
     PRIVATE_FILE,
     StoreFiles,
     exclusive_lock,
+    refuse_other_states,
     sync_directory,
 )
 from syncline_server.store.sqlite.fsck import fsck
@@ -89,6 +90,7 @@ def migrate(path: Path, *, dry_run: bool = False, clock: Clock | None = None) ->
     """
     files, now = StoreFiles(database=path), clock or SystemClock()
     if not path.exists():
+        refuse_other_states(files)
         raise StoreRefused(f"{path} does not exist")
     with exclusive_lock(files), closing(open_plain(path, WRITER, mode="rw")) as connection:
         missing: Sequence[Migration] = missing_migrations(connection)
@@ -100,6 +102,7 @@ def migrate(path: Path, *, dry_run: bool = False, clock: Clock | None = None) ->
 
 def _open_existing(path: Path) -> sqlite3.Connection:
     if not path.is_file():
+        refuse_other_states(StoreFiles(database=path))
         raise StoreRefused(f"{path} does not exist")
     try:
         return open_plain(path, READER, mode="ro")

@@ -14,6 +14,7 @@ from syncline_server.store.report import DatasetFacts, FsckReport, Progress
 from syncline_server.store.sqlite.catalog import datasets_after
 from syncline_server.store.sqlite.columns import integers
 from syncline_server.store.sqlite.connection import READER, open_plain
+from syncline_server.store.sqlite.files import StoreFiles, refuse_other_states
 from syncline_server.store.sqlite.group import SLOT_BITS
 from syncline_server.store.sqlite.schema import missing_migrations
 
@@ -122,6 +123,7 @@ def fsck(path: Path, *, progress: Progress | None = None) -> FsckReport:
     again from the data; nothing that belongs to nothing. Raises StoreRefused when it cannot be read at all.
     """
     if not path.is_file():
+        refuse_other_states(StoreFiles(database=path))
         raise StoreRefused(f"{path} does not exist")
     try:
         with closing(open_plain(path, READER, mode="ro")) as connection:
