@@ -102,3 +102,12 @@ async def test_what_is_wrong_is_told(books, run, tmp_path):
     assert "does not exist" in run("verify", "books", "none.db", code=2)
     said = run("mirror", "films", "films.db", code=3)
     assert said.startswith("error: dataset 'films' does not exist")
+
+
+async def test_a_file_whose_pages_are_damaged_is_not_proven(books, run, tmp_path):
+    run("mirror", "books", "books.db", "--once")
+    with (tmp_path / "books.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * 4096 * 8)
+
+    assert "remove it to begin anew" in run("verify", "books", "books.db", code=1)

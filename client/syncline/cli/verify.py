@@ -1,5 +1,6 @@
 """`syncline verify`: prove that a file is an exact copy."""
 
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,16 @@ async def _look(target: "Dataset[Any]", file: Path) -> "ReplicaProof":
     try:
         return await target.verify_replica(file)
     except ReplicaUnusable as error:
-        raise CommandError(error.message, code=ExitCode.USAGE) from None
+        code = ExitCode.ERROR if _is_damaged(error.__cause__) else ExitCode.USAGE
+        raise CommandError(error.message, code=code) from None
+
+
+def _is_damaged(cause: BaseException | None) -> bool:
+    """Whether SQLite found its own structures broken: a replica, but certainly no exact copy."""
+    return (
+        isinstance(cause, sqlite3.DatabaseError)
+        and getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT
+    )
 
 
 async def _mend(target: "Dataset[Any]", file: Path, proof: "ReplicaProof") -> None:
