@@ -22,7 +22,7 @@ from syncline_server.store.postgres.fsck import fsck
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
-    pytest.mark.only_store("sqlite", reason="it brings two PostgreSQL servers of its own"),
+    pytest.mark.only_store("postgres", reason="a standby takes over"),
 ]
 
 WRITES = 60

@@ -22,7 +22,7 @@ ROOMY = {name: value for name, value in TINY.items() if not name.endswith(("_CHA
 """Pages, rings and credits of the usual size: what nodes hear of each other is sent from memory."""
 PREFIXES = (command("short_leases"),) * 2
 
-pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
+pytestmark = pytest.mark.only_store("postgres", reason="several servers have one store")
 
 
 @pytest.fixture

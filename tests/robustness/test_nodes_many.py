@@ -10,13 +10,17 @@ from robustness.traffic import PLAIN, Traffic
 from support.frail_postgres import connection_to
 from support.waiting import until
 
-pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
+pytestmark = pytest.mark.only_store("postgres", reason="several servers have one store")
 
 WRITES = 300
 
 
+@pytest.mark.slow
 async def test_t78_g03_g08_fifty_writers_on_two_nodes(postgres, tmp_path, seed):
-    """T78: commits take their time under the lock, and their answers too; revisions have no gap, and no ring either."""
+    """T78: commits take their time under the lock, and their answers too; revisions have no gap, and no ring either.
+
+    Slow; with two nodes in one process (tests/server/test_nodes_feed.py) it runs with every commit.
+    """
     followed = (("things", "all"), ("items", "all"), ("things", "red")) * 2
     streams = (tuple((*place, "latest") for place in followed),) * 2
     crowd = replace(PLAIN, writers=50, keys=tuple("abcde"), subscribers=followed, streams=streams)

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -26,9 +27,14 @@ def patience(name, seconds):
     return 20.0 if name in SOUND else seconds
 
 
+def server_of(name):
+    """The command of a server with this fault; one of the SDK needs none."""
+    return command("sound" if name in CLIENT else name)
+
+
 async def busy(directory, name):
     """Everything at once on one server that keeps, sends and remembers little."""
-    async with server_process(directory, env=TINY, prefix=command(name)) as server:
+    async with server_process(directory, env=TINY, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED) as traffic:
             traffic.catch_up_seconds = patience(name, 3.0)
             await asyncio.sleep(SECONDS)
@@ -39,7 +45,7 @@ async def busy(directory, name):
 async def killed(directory, name):
     """The server dies where writes are durable and not answered, three times; then everybody tries again."""
     crowd = replace(PLAIN, writers=2, sessions=1, sensors=3, readers=1, subscribers=(), copies=())
-    async with server_process(directory, env=TINY, prefix=command(name)) as server:
+    async with server_process(directory, env=TINY, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             await server.stop()
             for visit in (30, 25, 35):
@@ -54,7 +60,7 @@ async def killed(directory, name):
 async def copies(directory, name):
     """Copies that applications keep, leave in the middle of a batch, and take up again much later."""
     crowd = replace(PLAIN, subscribers=(), copies=(("things", "all"),) * 5)
-    async with server_process(directory, env=TINY, prefix=command(name)) as server:
+    async with server_process(directory, env=TINY, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             traffic.catch_up_seconds = patience(name, 3.0)
             await asyncio.sleep(2 * SECONDS)
@@ -71,7 +77,7 @@ async def purged(directory, name):
         copies=(),
     )
     settings = TINY | {"SYNCLINE_RETENTION_REVISIONS": "4", "SYNCLINE_PURGE_SECONDS": "0.1"}
-    async with server_process(directory, env=settings, prefix=command(name)) as server:
+    async with server_process(directory, env=settings, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             traffic.catch_up_seconds = patience(name, 3.0)
             await asyncio.sleep(2 * SECONDS)
@@ -85,7 +91,7 @@ async def quiet(directory, name):
     # Whole copies only: of a filtered one that nothing concerns, the checkpoint moves with the bookmarks.
     followed = (("things", "all"), ("items", "all"))
     crowd = replace(PLAIN, writers=2, readers=1, subscribers=followed, copies=followed)
-    async with server_process(directory, env=settings, prefix=command(name)) as server:
+    async with server_process(directory, env=settings, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd, checkpoint_seconds=10.0) as traffic:
             traffic.run.is_calm = True
             traffic.catch_up_seconds = patience(
@@ -100,7 +106,7 @@ async def guests(directory, name):
     """Readers whose keys are taken from them while they follow."""
     crowd = replace(PLAIN, writers=1, guests=2, subscribers=(), copies=())
     settings = TINY | {"SYNCLINE_KEY_CHECK_SECONDS": "0.2"}
-    async with server_process(directory, env=settings, prefix=command(name)) as server:
+    async with server_process(directory, env=settings, prefix=server_of(name)) as server:
         async with Traffic.on(server, seed=SEED, crowd=crowd) as traffic:
             await traffic.acknowledged(10)
             await traffic.revoke(within_seconds=SECONDS)
@@ -136,14 +142,28 @@ PLANTED = {
 SOUND = {"sound": (busy, killed, quiet, copies, purged, guests), "announcements_are_lost": (busy,)}
 
 
-SLOW = {"stale_token_goes_on", *(name for name, (run, _) in PLANTED.items() if run is killed)}
-"""Deaths take their time, and the first is caught in the same way as another one."""
+AT_EVERY_COMMIT = {
+    "revoked_keys_live_on",
+    "watermark_checked_only_at_connect",
+    "head_read_in_a_second_transaction",
+    "checkpoint_at_the_cursor",
+    "remove_only_what_matched",
+    "frame_sent_twice",
+    "wake_up_lost",
+    "reset_without_need",
+    "acknowledged_before_commit",
+    "clones_not_fenced",
+    "duplicate_applied_twice",
+}
+"""Two at most for each promise; the others, and servers that die, in `make test-all`: each costs seconds."""
+SOUND_AT_EVERY_COMMIT = {busy, purged}
+"""The randomised run is another one without a fault."""
 
 
-def parameter(*values):
-    """Slow, if it is one of those."""
-    is_slow = values[0] in SLOW or killed in values
-    return pytest.param(*values, marks=[pytest.mark.slow] if is_slow else [])
+def parameter(name, *run):
+    """Slow, unless it is one of those."""
+    is_quick = SOUND_AT_EVERY_COMMIT.issuperset(run) if run else name in AT_EVERY_COMMIT
+    return pytest.param(name, *run, marks=[] if is_quick else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("name", [parameter(name) for name in PLANTED])
@@ -151,10 +171,7 @@ async def test_t118_a_planted_fault_is_caught(tmp_path, name):
     run, promises = PLANTED[name]
     for attempt in range(ROUNDS):
         directory = tmp_path / f"{attempt}"
-        if name in CLIENT:
-            with CLIENT[name]():
-                judged = await run(directory, "sound")
-        else:
+        with CLIENT.get(name, nullcontext)():
             judged = await run(directory, name)
         print(told(judged))
         if promises & judged.keys():

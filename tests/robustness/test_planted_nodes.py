@@ -14,7 +14,7 @@ from robustness.planted_nodes import DISTURBANCES
 from robustness.traffic import PLAIN, TINY, Traffic, told
 from support.frail_postgres import connection_to
 
-pytestmark = pytest.mark.only_store("sqlite", reason="it brings a PostgreSQL of its own")
+pytestmark = pytest.mark.only_store("postgres", reason="several servers have one store")
 
 SEED = 118
 SECONDS = 2.0
