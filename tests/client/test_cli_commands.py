@@ -287,6 +287,11 @@ def test_a_schema_file_that_cannot_be_read(client, capsys, tmp_path):
     assert capsys.readouterr().err == f"error: {missing}: No such file or directory\n"
 
 
+def test_an_authority_that_is_not_there(capsys):
+    assert main(["dataset", "list", "--ca", "none.pem"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "error: none.pem is not there, or no file\n"
+
+
 def test_a_mirror_into_a_directory_that_is_not_there(capsys, tmp_path):
     file = tmp_path / "none" / "books.db"
 
@@ -387,13 +392,15 @@ def test_shared_options_stand_anywhere_and_the_last_one_counts(client, arguments
 def test_options_go_before_the_environment(client, monkeypatch, tmp_path):
     monkeypatch.setenv("SYNCLINE_SERVER", "env:1")
     monkeypatch.setenv("SYNCLINE_CA", str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").touch()
+    (other := tmp_path / "other.pem").touch()
 
     assert main(["dataset", "list"]) == ExitCode.OK
     assert client.arguments["address"] == "env:1"
     assert client.arguments["tls"] == syncline.Tls(ca=tmp_path / "ca.pem")
-    assert main(["dataset", "list", "--server", "b:2", "--ca", "other.pem"]) == ExitCode.OK
+    assert main(["dataset", "list", "--server", "b:2", "--ca", str(other)]) == ExitCode.OK
     assert client.arguments["address"] == "b:2"
-    assert client.arguments["tls"] == syncline.Tls(ca=Path("other.pem"))
+    assert client.arguments["tls"] == syncline.Tls(ca=other)
 
 
 def test_a_flag_in_the_environment_is_1_or_0(client, monkeypatch):

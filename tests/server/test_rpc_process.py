@@ -157,6 +157,19 @@ def _certificate(address):
             return secure.getpeercert(binary_form=True)
 
 
+async def test_a_key_of_another_certificate_is_told(tmp_path, authority):
+    for name in ("one", "other"):
+        certificate = authority.issue_cert("localhost")
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    pair = ["--tls-cert", str(tmp_path / "one.pem"), "--tls-key", str(tmp_path / "other.key")]
+
+    ended = await asyncio.to_thread(refused_to_start, tmp_path, "--listen", "127.0.0.1:0", *pair)
+
+    assert ended.returncode == 3
+    assert "other.key cannot be used: KEY_VALUES_MISMATCH" in ended.stderr
+
+
 async def test_mutual_tls_wants_a_certificate_of_its_authority(tmp_path, authority):
     args = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
     async with server_process(tmp_path, args=[*args, "--tls-client-ca", str(tmp_path / "ca.pem")]) as server:

@@ -49,7 +49,10 @@ def _tls(options: Options) -> "Tls | bool | None":
 
 def _file(variable: str, given: Path | None) -> Path | None:
     named = os.environ.get(variable)
-    return given or (Path(named) if named else None)
+    path = given or (Path(named) if named else None)
+    if path is not None and not path.is_file():
+        raise CommandError(f"{path} is not there, or no file", code=ExitCode.USAGE)
+    return path
 
 
 def _flag(variable: str, given: bool | None) -> bool:

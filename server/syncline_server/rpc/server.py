@@ -1,5 +1,6 @@
 """The gRPC server: addresses, TLS, limits of connections, health, and the services behind the edge."""
 
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -151,6 +152,8 @@ def _listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
         else:
             port = server.add_secure_port(address, _credentials(tls))
     except RuntimeError:
+        if tls is not None and (wrong := _wrong_with(tls)):  # gRPC does not say which of them it is
+            raise OSError(f"cannot listen on {address}: {wrong}") from None
         raise OSError(
             f"cannot listen on {address}: it is in use, or not an address of this machine; "
             "stop what is using it, or choose another with --listen"
@@ -158,6 +161,16 @@ def _listen(server: grpc.aio.Server, address: str, tls: Tls | None) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _wrong_with(tls: Tls) -> str:
+    """Why certificate and key cannot be used together, as OpenSSL sees it; empty where it sees nothing."""
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password="")
+    except ssl.SSLError as error:
+        return f"certificate {tls.cert} and key {tls.key} cannot be used: {error.reason or 'no PEM files, or encrypted'}"
+    return ""
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:

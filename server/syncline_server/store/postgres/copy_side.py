@@ -91,7 +91,8 @@ async def connected(dsn: str, schema: str) -> AsyncIterator[Connection]:
             yield connection
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreRefused(
-            f"PostgreSQL: {error}; a copy makes and renames a schema: GRANT CREATE ON DATABASE to the role"
+            f"PostgreSQL: {error}; a copy makes and renames schemas: run it as the owner of the store, or GRANT CREATE "
+            "ON DATABASE to the role of a new one"
         ) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreRefused(f"PostgreSQL: {error}") from error
