@@ -358,7 +358,9 @@ async def test_a_role_without_the_right_is_told_so(
 ) -> None:
     database = new_database()
     postgres_cluster.execute("CREATE ROLE copier LOGIN")
-    with pytest.raises(StoreRefused, match="run it as the owner of the store, or GRANT CREATE ON DATABASE") as refused:
+    with pytest.raises(
+        StoreRefused, match="run it as the owner of the store, or GRANT CREATE ON DATABASE"
+    ) as refused:
         await copied(filled, database.replace("//postgres@", "//copier:pass-word@"))
     assert "pass-word" not in str(refused.value)
 
