@@ -130,7 +130,7 @@ async def test_t11_g18_a_stranger_holds_the_lock(make_server):
 
 async def test_t11_a_second_server_on_the_same_data_is_refused(server, client, tmp_path):
     """T11: it ends with words that say what is wrong, and the first one does not notice."""
-    second = ServerProcess(tmp_path)
+    second = ServerProcess(server.data.parent)
     with pytest.raises(RuntimeError, match="in use"):
         await second.start()
     await client.create_dataset("things")
