@@ -28,7 +28,8 @@ EVENTS: dict[str, str] = {
     "store.writable": "Writes are accepted again.",
     "notify.broken": "The connection by which nodes wake each other broke, or nothing came through it any more. It is tried again and again; until it is back, this node looks for what others did every second.",
     "purge.held_back": "Tombstones are old enough to go, but this replica has not come so far yet.",
-    "upkeep.failed": "A run of a background task failed; the next one comes at its time.",
+    "upkeep.failed": "A run of a background task failed; the next one comes at its time. The same reason is told once.",
+    "upkeep.recovered": "A background task that had failed has succeeded.",
 }
 
 FAILPOINTS: dict[str, str] = {

@@ -54,22 +54,28 @@ class Task:
 
 async def every(task: Task, metrics: Metrics) -> None:
     """Run a task again and again; never returns."""
-    if task.at_once:
-        await _run(task, metrics)
+    reason = await _run(task, metrics, "") if task.at_once else ""
     while True:
         await asyncio.sleep(task.seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load, hides nothing
-        await _run(task, metrics)
+        reason = await _run(task, metrics, reason)
 
 
-async def _run(task: Task, metrics: Metrics) -> None:
+async def _run(task: Task, metrics: Metrics, told: str) -> str:
+    """Run a task once; the reason why it failed, empty if it did not. It is logged unless it was before (``told``)."""
     try:
         await task.run()
     except SynclineError as error:
         metrics.background_failures.labels(task.name).inc()
-        _log.warning("upkeep.failed", task=task.name, reason=error.reason, message=error.message)
+        if error.reason != told:
+            _log.warning("upkeep.failed", task=task.name, reason=error.reason, message=error.message)
+        return error.reason
     except Exception:  # noqa: BLE001 - a task of upkeep must not end
         metrics.background_failures.labels(task.name).inc()
         _log.exception("upkeep.failed", task=task.name)
+        return ""
+    if told:
+        _log.info("upkeep.recovered", task=task.name)
+    return ""
 
 
 async def watch_lag(clock: Clock, metrics: Metrics) -> None:

@@ -13,7 +13,7 @@ from support.postgres_cluster import PostgresCluster
 from support.store_values import Bench, HeldClock
 from syncline_server.catalog.keys import hash_secret
 from syncline_server.cli import app
-from syncline_server.model import Role
+from syncline_server.model import Node, Role
 from syncline_server.store.postgres import open_store
 
 pytestmark = pytest.mark.usefixtures("postgres_cluster")
@@ -80,12 +80,20 @@ def test_g13_restore_begins_a_new_history(store: str, tmp_path: Path) -> None:
         async with open_store(store) as opened:
             return opened.info.histories, await opened.count_sessions()
 
+    async def report() -> None:
+        node = Node(node_id="1", name="berlin", addresses=(), version="1", start_time_us=1)
+        async with open_store(store) as opened:
+            await opened.report_node(node)
+
     before, sessions = asyncio.run(histories())
     assert sessions == 1
     done = run("restore", "--store", store)
     assert done.stdout == "a new history has begun, with 1 dataset; start the servers\n"
+    assert not done.stderr
+    asyncio.run(report())
+    assert "heard within 15 s of berlin" in run("restore", "--store", store).stderr
     after, sessions = asyncio.run(histories())
-    assert len(after - before) == 1
+    assert len(after - before) == 2
     assert sessions == 0
     wrong = run("restore", tmp_path / "file", "--store", store)
     assert (wrong.exit_code, "pg_basebackup" in wrong.stderr) == (2, True)

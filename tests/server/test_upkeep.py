@@ -42,19 +42,20 @@ async def test_a_task_that_fails_is_told_counted_and_run_again():
 
     async def run():
         runs.append(1)
-        if len(runs) == 1:
+        if len(runs) <= 3:
             raise ResourceExhausted("STORE_FULL", "no room")
-        if len(runs) == 2:
+        if len(runs) == 5:
             raise ZeroDivisionError
-        enough.set()
+        if len(runs) == 6:
+            enough.set()
 
     with structlog.testing.capture_logs() as events:
         task = asyncio.create_task(upkeep.every(upkeep.Task("thing", 0.001, run), metrics))
         await asyncio.wait_for(enough.wait(), 5)
         task.cancel()
-    assert [event["event"] for event in events] == ["upkeep.failed"] * 2
+    assert [event["event"] for event in events] == ["upkeep.failed", "upkeep.recovered", "upkeep.failed"]
     assert events[0]["reason"] == "STORE_FULL"
-    assert metrics.registry.get_sample_value("syncline_background_failures_total", {"task": "thing"}) == 2
+    assert metrics.registry.get_sample_value("syncline_background_failures_total", {"task": "thing"}) == 4
 
 
 async def test_the_lag_of_the_loop_is_measured():

@@ -19,6 +19,7 @@ from syncline_server.cli.shell import (
     progress_bar,
     settings_of,
 )
+from syncline_server.model import SILENT_SECONDS
 from syncline_server.store.opening import import_postgres, shown
 from syncline_server.store.report import FsckReport
 from syncline_server.store.sqlite import admin
@@ -91,6 +92,12 @@ def restore(
             fail(f"{copy} cannot be put into PostgreSQL: {_BACKUPS}", EXIT_USAGE)
         datasets = _postgres("restored", settings.store_address)
         typer.echo(f"a new history has begun, with {_counted(len(datasets), 'dataset')}; start the servers")
+        if heard := _postgres("nodes_heard", settings.store_address, within_seconds=SILENT_SECONDS):
+            typer.echo(
+                f"note: heard within {SILENT_SECONDS:.0f} s of {', '.join(heard)}; what still runs is in the old "
+                "history and has to be restarted",
+                err=True,
+            )
         return
     if copy is None:
         fail("name the file that `backup` made", EXIT_USAGE)

@@ -13,6 +13,7 @@ from typing import Final
 import asyncpg
 
 from syncline_server.store.abc import StoreRefused
+from syncline_server.store.postgres.clock import NOW_US
 from syncline_server.store.postgres.connection import Connection, check, single_connection
 from syncline_server.store.postgres.fsck import fsck
 from syncline_server.store.postgres.schema import enter_history, expect_schema
@@ -22,6 +23,7 @@ _END_SESSIONS: Final = """
 WITH ended AS (DELETE FROM session RETURNING number)
 INSERT INTO ended_session (number) SELECT number FROM ended
 """
+_HEARD: Final = f"SELECT name FROM node WHERE report_time_us > ({NOW_US}) - $1 ORDER BY name"
 _HAS_STORE: Final = "SELECT EXISTS (SELECT FROM store)"
 
 
@@ -61,6 +63,13 @@ async def restored(dsn: str) -> Sequence[str]:
         await connection.execute(_END_SESSIONS)
         await enter_history(connection, "restore", place, secrets.token_bytes, now_us=None)
     return [dataset.dataset_id for dataset in report.datasets]
+
+
+async def nodes_heard(dsn: str, *, within_seconds: float) -> Sequence[str]:
+    """Names of the servers that reported within that time: they may be running. Raises StoreRefused."""
+    async with _connected(dsn) as connection:
+        rows = await connection.fetch(_HEARD, round(within_seconds * 1e6))
+    return [name for (name,) in rows]
 
 
 @asynccontextmanager
