@@ -15,7 +15,7 @@ EVENTS: dict[str, str] = {
     "lease.lost": "This node does no longer what one does for all nodes: it was silent for too long, and another took over.",
     "lease.taken": "This node does from now on what one does for all nodes. The fence counts how often that changed.",
     "loop.lag": "The event loop came late to a timer: something kept the process busy for so long.",
-    "node.forgotten": "A node was taken off the list: it has been silent for so long, or was started anew under its name.",
+    "node.forgotten": "A node was taken off the list: it has been silent for so long.",
     "rpc.failed": "A call met something that nobody foresaw. The caller got INTERNAL with this incident id.",
     "server.failed": "The server ends because of a fault that nobody foresaw; the traceback is with it.",
     "server.grace_over": "The time for calls in progress is over while the server stops; so many are cut off.",

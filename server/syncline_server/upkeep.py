@@ -150,9 +150,15 @@ class Presence:
         self.node = node
         self._store = store
         self._lag_us = lag_us
+        self._has_come = False
 
     async def report(self) -> None:
-        """Report once."""
+        """Report once; the first time, whoever had this name before goes off the list."""
+        if not self._has_come:
+            for node in await self._store.list_nodes():
+                if node.name == self.node.name and node.node_id != self.node.node_id:
+                    await self._store.remove_node(node.node_id)
+            self._has_come = True
         await self._store.report_node(replace(self.node, lag_us=self._lag_us()))
 
     async def leave(self) -> None:
@@ -160,18 +166,15 @@ class Presence:
         await self._store.remove_node(self.node.node_id)
 
     async def forget(self, lease: Lease) -> None:
-        """Take nodes off the list that will not report again: long silent, or started anew under their name.
+        """Take nodes off the list that have been silent for long.
 
         Not fenced: a node that was taken off by mistake is on the list again when it reports.
         """
         del lease
         now_us = self._store.clock.now_us()
-        nodes = await self._store.list_nodes()
-        heard = {node.name for node in nodes if not node.is_silent(now_us)}
-        for node in nodes:
+        for node in await self._store.list_nodes():
             silent_us = now_us - node.report_time_us
-            replaced = node.is_silent(now_us) and node.name in heard
-            if replaced or silent_us >= _FORGET_NODE_SECONDS * 1e6:
+            if silent_us >= _FORGET_NODE_SECONDS * 1e6:
                 await self._store.remove_node(node.node_id)
                 _log.info("node.forgotten", node=node.name, silent_seconds=silent_us // 1_000_000)
 
