@@ -140,6 +140,8 @@ class Ended:
     at: float
     code: str
     reason: str = ""
+    may_lack_credit: bool = False
+    """For all that the client knows the server was not allowed to send anything more; see ``subscribers.Credit``."""
 
 
 Frame = Opened | Batch | Checkpoint | Reset | Ended

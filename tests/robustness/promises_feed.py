@@ -139,10 +139,10 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
 
 
 def _last_word(view: View, frames: Sequence[Frame]) -> Iterator[str]:
-    """A server that stops in an orderly way gives a last token to whoever was exact."""
+    """A server that stops in an orderly way gives a last token to whoever was exact and had credit left for it."""
     if view.mode == "pages" or not frames or not isinstance(frames[-1], Ended):
         return
-    if frames[-1].reason != "SHUTTING_DOWN":
+    if frames[-1].reason != "SHUTTING_DOWN" or frames[-1].may_lack_credit:
         return
     data = [frame for frame in frames if isinstance(frame, (Batch, Checkpoint))]
     if data and isinstance(data[-1], Checkpoint) and not data[-1].going_away:

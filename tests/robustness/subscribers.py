@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from syncline.v1 import feed_pb2, sync_service_pb2, update_feed_pb2
 
 KINDS = {0: "put", 1: "put", 2: "delete", 3: "remove"}
 CREDIT_BYTES = 4_000
+GRANT_SECONDS = 2.0
+"""A grant is with the server after this, on a busy machine too."""
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 INTERVAL_SECONDS = 0.05
 
@@ -149,6 +152,27 @@ class Pager(Subscriber):
                 await asyncio.sleep(0.8)  # inside a scan, long enough for a purge
 
 
+class Credit:
+    """What a subscription may be sent, if each part is granted again as soon as it came."""
+
+    def __init__(self) -> None:
+        self._granted: deque[tuple[float, int]] = deque()
+        """Grants that may not have reached the server when the newest of them was sent, with their times."""
+
+    def grant(self, at: float, size: int) -> None:
+        """Note that a part of this size came, and as much is granted."""
+        self._granted.append((at, size))
+        while self._granted[0][0] < at - GRANT_SECONDS:
+            self._granted.popleft()
+
+    def may_be_spent(self, at: float) -> bool:
+        """Whether the server may have stood without credit when the stream ended.
+
+        It has been sent what all parts took, so only what is granted and not there yet can be missing.
+        """
+        return sum(size for when, size in self._granted if when >= at - GRANT_SECONDS) >= CREDIT_BYTES
+
+
 class FeedStream:
     """Several views on one UpdateFeed stream, with small credits and acknowledgements."""
 
@@ -163,6 +187,7 @@ class FeedStream:
         """How often each was begun anew and not accepted yet: until then what comes is of the one before."""
         self._over: set[int] = set()
         """Those that ended by themselves on the present stream."""
+        self._credits: defaultdict[int, Credit] = defaultdict(Credit)
 
     async def follow(self) -> None:
         """Follow until the run ends."""
@@ -178,8 +203,10 @@ class FeedStream:
             finally:
                 call.cancel()
             for number in self._open:
-                self.views[number].note(last)
+                spent = self._credits[number].may_be_spent(last.at)
+                self.views[number].note(replace(last, may_lack_credit=spent))
             self._open.clear()
+            self._credits.clear()
             self._awaited.clear()
             self._over.clear()
             await self.run.pause(self.rng, 0.1)
@@ -221,6 +248,7 @@ class FeedStream:
         view = self.views[number]
         if part.HasField("accepted"):
             self._awaited[number] -= 1
+            self._credits.pop(number, None)
         if part.HasField("error"):
             view.note(_ended_by(part))
             self._open.discard(number)
@@ -234,6 +262,7 @@ class FeedStream:
         view.note(*frames)
         size = part.ByteSize()
         if size:
+            self._credits[number].grant(now(), size)
             grant = update_feed_pb2.GrantCredit(subscription_id=number, bytes=size)
             yield update_feed_pb2.FeedAction(credit=grant)
         marks = [frame.revision for frame in frames if isinstance(frame, Checkpoint)]
@@ -252,12 +281,15 @@ class PrefixStream:
         self.wire = wire
         self.views = {f"datasets/{view.dataset}": view for view in views}
         self.rng = run.chooser(name)
+        self._credit = Credit()
+        """Of all datasets together."""
 
     async def follow(self) -> None:
         """Follow until the run ends."""
         while not self.run.leaving.is_set():
             call = self.wire.sync.UpdateFeed(metadata=self.wire.metadata)
             last = Ended(at=now(), code="LEFT")
+            self._credit = Credit()
             tokens = {name: choose_token(self.run, self.rng, view) for name, view in self.views.items()}
             for name, view in self.views.items():
                 view.note(Opened(at=now(), token=tokens[name]))
@@ -269,6 +301,7 @@ class PrefixStream:
                     raise
             finally:
                 call.cancel()
+            last = replace(last, may_lack_credit=self._credit.may_be_spent(last.at))
             for view in self.views.values():
                 view.note(last)
             await self.run.pause(self.rng, 0.1)
@@ -288,6 +321,7 @@ class PrefixStream:
             raise _OneEnded
         self.views[part.dataset].note(*map(noted, part.events))
         if size := part.ByteSize():
+            self._credit.grant(now(), size)
             grant = update_feed_pb2.GrantCredit(subscription_id=1, bytes=size)
             yield update_feed_pb2.FeedAction(credit=grant)
 

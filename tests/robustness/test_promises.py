@@ -22,6 +22,7 @@ from robustness.history import (
 )
 from robustness.model import Model, digest_of
 from robustness.promises import PROMISES, judge
+from robustness.subscribers import CREDIT_BYTES, GRANT_SECONDS, Credit
 
 pytestmark = pytest.mark.only_store("sqlite", reason="no store is involved")
 
@@ -356,6 +357,32 @@ def test_a_reset_is_in_order_where_the_tombstones_are_gone():
     history = sound()
     reset(history, purged=[3])
     assert "no_gratuitous_reset" not in judge(history)
+
+
+def test_a_last_checkpoint_is_not_owed_where_there_may_be_no_credit():
+    history = sound()
+    alter(whole(history), 9, going_away=False)
+    assert "bookmarked" in judge(history)
+    alter(whole(history), 10, may_lack_credit=True)
+    assert judge(history) == {}
+
+
+@pytest.mark.parametrize(
+    ("parts", "may_be_spent"),
+    [
+        ([], False),
+        ([(9.0, CREDIT_BYTES - 1)], False),
+        ([(9.0, CREDIT_BYTES)], True),
+        ([(8.5, CREDIT_BYTES // 2), (9.0, CREDIT_BYTES // 2)], True),
+        ([(10.0 - GRANT_SECONDS - 0.1, CREDIT_BYTES), (9.0, 1)], False),
+        ([(10.0 - GRANT_SECONDS - 0.1, CREDIT_BYTES)], False),
+    ],
+)
+def test_credit_is_spent_only_where_grants_may_be_under_way(parts, may_be_spent):
+    credit = Credit()
+    for at, size in parts:
+        credit.grant(at, size)
+    assert credit.may_be_spent(10.0) is may_be_spent
 
 
 @pytest.mark.parametrize(
