@@ -33,6 +33,9 @@ REJECTED = {
 """Codes that promise no effect (G4)."""
 
 _CHANNEL = [
+    # gRPC's own retries of a call that never left may go round without end, in the call's memory and with the
+    # interpreter's lock, while a connection is going away: 150 MB a second. The SDK has switched them off as well.
+    ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),  # or all clients of the process would share one connection
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),

@@ -1,13 +1,14 @@
 """A real ``syncline-server`` process for tests: its own directory and port, and every way to end it.
 
-The port is chosen by the first start and kept, so that a restarted server is found by clients that know the
-first one. Its log is a file; what it says shows in ``log``.
+The port is kept, so that a restarted server is found by clients that know the first one. Its log is a file; what it says shows in ``log``.
 """
 
 import asyncio
 import os
+import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ import syncline
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
+PORTS: Final = range(10_000, 32_000)
+"""Below those that Linux gives to outgoing connections, one of which would take the place of a server that is away."""
 
 
 class ServerProcess:
@@ -35,7 +38,7 @@ class ServerProcess:
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
-        listen: str = "127.0.0.1:0",
+        listen: str = "",
         store: str = "",
         data: Path | None = None,
     ) -> None:
@@ -48,7 +51,7 @@ class ServerProcess:
         """A command to run it under, such as strace or prlimit."""
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("SYNCLINE_")}
         self._env |= {"SYNCLINE_HTTP": ""} | ({"SYNCLINE_STORE": store} if store else {}) | dict(env or {})
-        self._listen = listen
+        self._listen = listen or f"127.0.0.1:{_free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
         self.output: list[str] = []
         """Lines that it printed up to ``listening on``."""
@@ -195,7 +198,7 @@ async def server_process(
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
-    listen: str = "127.0.0.1:0",
+    listen: str = "",
     store: str = "",
     data: Path | None = None,
 ) -> AsyncIterator[ServerProcess]:
@@ -208,3 +211,14 @@ async def server_process(
         yield server
     finally:
         await asyncio.to_thread(server.end)
+
+
+def _free_port() -> int:
+    while True:
+        port = secrets.choice(PORTS)  # not by `random`, which tests that run side by side may have seeded alike
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

@@ -120,7 +120,7 @@ class FileCopy(Generic[T]):
         if self._thread is not None:
             if self._writer is not None:
                 await asyncio.shield(self._run(self._writer.close))
-            self._thread.shutdown()
+            self._thread.shutdown(wait=False)  # nothing is left for it to do
         self._lock.release()
 
     async def _run(self, function: Callable[[], V]) -> V:
