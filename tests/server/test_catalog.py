@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from support.store_values import HeldClock, request
+from support.store_values import request
 from syncline_server.catalog import catalog as module
 from syncline_server.catalog.catalog import MAX_AGE_SECONDS, Catalog
 from syncline_server.errors import (
@@ -20,7 +20,6 @@ from syncline_server.errors import (
 from syncline_server.ingest.records import Limits, RecordReader, record_id_rule
 from syncline_server.model import Commit, Identity, IdentityKind, Reason, RecordScope, Retention, Upserts
 from syncline_server.notify.local import LocalNotifier
-from syncline_server.store.sqlite import open_store
 
 KEY = Identity(kind=IdentityKind.KEY, key_fields=("id",))
 
@@ -102,10 +101,9 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path):
-    clock = HeldClock()
-    async with open_store(tmp_path / "data" / "syncline.db", clock=clock) as store:
-        yield Room(store, clock)
+async def room(durable):
+    async with durable.open() as store:
+        yield Room(store, durable.clock)
 
 
 def fields_of(refused):

@@ -1,4 +1,4 @@
-"""Filtered copies over the feed, on a store in memory and on the real one. Every checkpoint is checked by digest."""
+"""Filtered copies over the feed, on a store in memory and on the real ones. Every checkpoint is checked by digest."""
 
 import asyncio
 import random
@@ -12,14 +12,9 @@ from syncline_server.feed import filtered_first
 from syncline_server.filters.selection import Row, parse_selection
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def backend(request):
-    return request.param
-
-
 @pytest.fixture
-def house(backend, tmp_path):
-    return lambda **settings: running(backend, tmp_path, **settings)
+def house(feed_backend_name, tmp_path):
+    return lambda **settings: running(feed_backend_name, tmp_path, **settings)
 
 
 def books(*numbers, genre="a", version=0):

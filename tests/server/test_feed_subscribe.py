@@ -1,4 +1,4 @@
-"""Copies over the feed, on a store in memory and on the real one. Every checkpoint is checked by digest."""
+"""Copies over the feed, on a store in memory and on the real ones. Every checkpoint is checked by digest."""
 
 import asyncio
 
@@ -10,14 +10,9 @@ from syncline_server.errors import InvalidArgument, NotFound, Unavailable
 from syncline_server.feed import tokens
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def backend(request):
-    return request.param
-
-
 @pytest.fixture
-def house(backend, tmp_path):
-    return lambda **settings: running(backend, tmp_path, **settings)
+def house(feed_backend_name, tmp_path):
+    return lambda **settings: running(feed_backend_name, tmp_path, **settings)
 
 
 async def test_g7_g8_cold_start_then_live_from_the_ring(house):

@@ -1,4 +1,4 @@
-"""Lists and batches under a filter or a mask, on a store in memory and on the real one."""
+"""Lists and batches under a filter or a mask, on a store in memory and on the real ones."""
 
 import asyncio
 
@@ -14,9 +14,9 @@ from syncline_server.query.id_ranges import IdRanges
 from syncline_server.query.records import Records
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def house(request, tmp_path):
-    return lambda **settings: running(request.param, tmp_path, **settings)
+@pytest.fixture
+def house(feed_backend_name, tmp_path):
+    return lambda **settings: running(feed_backend_name, tmp_path, **settings)
 
 
 class Counting:

@@ -1,4 +1,4 @@
-"""Point reads and lists, on a store in memory and on the real one."""
+"""Point reads and lists, on a store in memory and on the real ones."""
 
 import asyncio
 import base64
@@ -13,9 +13,9 @@ from syncline_server.query import page_tokens
 from syncline_server.query.records import Records
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def house(request, tmp_path):
-    return lambda **settings: running(request.param, tmp_path, **settings)
+@pytest.fixture
+def house(feed_backend_name, tmp_path):
+    return lambda **settings: running(feed_backend_name, tmp_path, **settings)
 
 
 def records_of(home):

@@ -1,4 +1,4 @@
-"""A feed and what it stands on: a store in memory, or the real one."""
+"""A feed and what it stands on: a store in memory, or a real one."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,14 +10,16 @@ from typing import Any
 
 from support.feed_encoder import Copy, LineEncoder
 from support.feed_store import MemoryStore, new_dataset
+from support.store_values import STORES, opened
 from syncline_server.clock import SystemClock
 from syncline_server.feed.feed import Feed
 from syncline_server.feed.settings import FeedSettings
 from syncline_server.model import Appended, Commit, Dataset, Deletes, Upserts
 from syncline_server.notify.local import LocalNotifier
-from syncline_server.store.sqlite import open_store
 
 PATIENCE_SECONDS = 20
+BACKENDS = ("memory", *STORES)
+"""What a feed can stand on here."""
 
 Actions = list[tuple[str, bytes | None]]
 
@@ -136,12 +138,9 @@ class House:
 async def running(backend: str, tmp_path: Path, **settings: Any) -> AsyncIterator[House]:
     """A house with one dataset, and its feed at work."""
     async with AsyncExitStack() as stack:
-        if backend == "sqlite":
-            store: Any = await stack.enter_async_context(
-                open_store(tmp_path / "syncline.db", clock=SystemClock())
-            )
-        else:
-            store = MemoryStore()
+        store: Any = MemoryStore()
+        if backend in STORES:
+            store = await stack.enter_async_context(opened(backend, tmp_path, clock=SystemClock()))
         house = House(store, **settings)
         await house.create()
         await stack.enter_async_context(house.feed.run())

@@ -98,6 +98,10 @@ class SqliteBackend:
         async with open_store(self.path, clock=self.clock) as store:
             yield store
 
+    def kept(self) -> bytes:
+        """Everything that is on the disk."""
+        return b"".join(file.read_bytes() for file in self.path.parent.rglob("*") if file.is_file())
+
     def check(self) -> None:
         """T16: after every test the file is what it promises to be."""
         if self.path.exists():
@@ -122,6 +126,12 @@ class PostgresBackend:
         async with open_postgres(self.dsn, clock=self.clock, reader_connections=2) as store:
             yield store
 
+    def kept(self) -> bytes:
+        """Everything that is in the database, as text; bytes in hexadecimal."""
+        file = self.cluster.directory / f"{self.name}.sql"
+        self.cluster.run("pg_dump", f"--file={file}", f"--dbname={self.dsn}")
+        return file.read_bytes()
+
     def check(self) -> None:
         """T16 for this store."""
         self.cluster.take_back(self.name)
@@ -130,6 +140,16 @@ class PostgresBackend:
 BACKENDS = {"model": ModelBackend, "sqlite": SqliteBackend, "postgres": PostgresBackend}
 STORES = ("sqlite", "postgres")
 """Those of them that keep what they have when they are closed: what a server can have."""
+
+
+@asynccontextmanager
+async def opened(store_name: str, directory: Path, *, clock: Any) -> AsyncIterator[Store]:
+    """A new one of ``STORES``, on any clock. At the end it is checked for what it left behind."""
+    backend = BACKENDS[store_name](directory)
+    backend.clock = clock
+    async with backend.open() as store:
+        yield store
+    backend.check()
 
 
 def dataset(dataset_id: str = "books", **settings: Any) -> Dataset:
