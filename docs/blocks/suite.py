@@ -18,7 +18,7 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 Fixtures: TypeAlias = Mapping[str, frozenset[str]]
 """What each fixture asks for."""
 
-STORE_FIXTURES = frozenset({"store_name", "backend_name"})
+STORE_FIXTURES = frozenset({"store_name", "backend_name", "feed_backend_name"})
 POSTGRES_FIXTURE = "postgres_cluster"
 BRINGS_POSTGRES = re.compile(r"brings .*PostgreSQL")
 """Why a test is not run for PostgreSQL once more: it is on one anyway."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blocks.guarantees import GUARANTEES, STORES, shown
-from blocks.suite import BRINGS_POSTGRES, find_tests
+from blocks.suite import BRINGS_POSTGRES, STORE_FIXTURES, find_tests
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = {
@@ -69,7 +69,7 @@ def test_the_columns_claim_nothing_that_is_not_run():
         file, _, name = node_id.partition("[")[0].partition("::")
         if (place := (file, name)) not in linked:
             continue
-        store = params.get("store_name") or params.get("backend_name")
+        store = next((params[fixture] for fixture in STORE_FIXTURES if fixture in params), None)
         if only and BRINGS_POSTGRES.search(only[1]):
             store = "postgres"
         elif store is None:

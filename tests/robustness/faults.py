@@ -11,6 +11,8 @@ from support.server_process import ServerProcess
 
 PLACES = ("commit.before", "commit.rows", "commit.after", "stage.rows", "prepare", "session.applied", "purge")
 """Failpoints at which the server may be killed; see ``syncline_server.failpoints``."""
+PLACES_OF_SQLITE = {"checkpoint.before", "checkpoint.after", "stage.rows", "prepare"}
+"""Failpoints that are not there beside PostgreSQL."""
 DIES_WITHIN_SECONDS = 3.0
 
 
@@ -112,7 +114,8 @@ class Faults:
     async def die_at_a_place(self) -> None:
         """Start again so that it dies at a failpoint; or by SIGKILL when it does not come there."""
         await self.server.kill()
-        place, visit = self.rng.choice(PLACES), self.rng.randint(1, 12)
+        places = [place for place in PLACES if not self.server.store or place not in PLACES_OF_SQLITE]
+        place, visit = self.rng.choice(places), self.rng.randint(1, 12)
         self.history.fault(f"{place}=kill@{visit}")
         await self._start(env={"SYNCLINE_FAILPOINTS": f"{place}=kill@{visit}"})
         with_failpoint = asyncio.get_running_loop().time() + DIES_WITHIN_SECONDS

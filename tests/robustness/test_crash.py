@@ -9,6 +9,7 @@ import pytest
 
 import syncline
 from examples.local_postgres import run_apart
+from robustness.faults import PLACES_OF_SQLITE
 from robustness.traffic import PLAIN, Traffic
 from support.frail_postgres import connection_to
 from support.waiting import until
@@ -29,20 +30,19 @@ PLACES = {
     "session.applied": 2,
 }
 """Named places of the server, and at which visit it dies."""
-OF_SQLITE = {"checkpoint.before", "checkpoint.after", "stage.rows", "prepare"}
-"""Places that are not there beside PostgreSQL."""
 EVERY_COMMIT = {"commit.before", "commit.rows", "commit.after", "purge", "session.applied"}
 """Places that are tried at every commit; the others in `make test-all`, for they cost seconds each."""
+NOT_THERE = pytest.mark.only_store("sqlite", reason="this place is not there beside PostgreSQL")
 
 
-@pytest.mark.parametrize(
-    "place",
-    [place if place in EVERY_COMMIT else pytest.param(place, marks=pytest.mark.slow) for place in PLACES],
-)
-async def test_t02_g02_killed_at_a_named_place(make_server, store_name, seed, place):
+def parameter(place):
+    slow = [] if place in EVERY_COMMIT else [pytest.mark.slow]
+    return pytest.param(place, marks=[*slow, NOT_THERE] if place in PLACES_OF_SQLITE else slow)
+
+
+@pytest.mark.parametrize("place", [*map(parameter, PLACES)])
+async def test_t02_g02_killed_at_a_named_place(make_server, seed, place):
     """T02, G1, G2, G3, G5, G7: pushes, deletes, sessions and a subscriber live through it and go on."""
-    if store_name == "postgres" and place in OF_SQLITE:
-        pytest.skip("this place is not there beside PostgreSQL")
     settings = {
         "SYNCLINE_PURGE_SECONDS": "0.1",
         "SYNCLINE_RETENTION_SECONDS": "0",
@@ -73,7 +73,9 @@ async def test_t02_g02_killed_at_a_named_place(make_server, store_name, seed, pl
 async def test_t02_g02_killed_at_named_places_again_and_again(make_server, store_name, seed):
     """T02: any place, any of its first visits, forty times over the same data."""
     rng = random.Random(seed)
-    places = sorted(PLACES.keys() - {"purge", "reclaim"} - (OF_SQLITE if store_name == "postgres" else set()))
+    places = sorted(
+        PLACES.keys() - {"purge", "reclaim"} - (PLACES_OF_SQLITE if store_name == "postgres" else set())
+    )
     async with make_server() as server:
         async with Traffic.on(server, seed=seed, crowd=CROWD) as traffic:
             for _ in range(40):
@@ -105,6 +107,18 @@ async def count_staged(dsn):
         )
 
 
+def staged_bytes(server):
+    """What sessions have uploaded, as it lies on the disk."""
+    if server.store:
+        return run_apart(count_staged_bytes(server.store))
+    return sum(file.stat().st_size for file in (server.data / "staging").iterdir())
+
+
+async def count_staged_bytes(dsn):
+    async with connection_to(dsn) as connection:
+        return await connection.fetchval("SELECT coalesce(sum(length(data)), 0) FROM syncline.staged")
+
+
 STEPS = {
     "stage.rows": 1,
     "stage.after": 1,
@@ -117,14 +131,16 @@ STEPS = {
 """What a session goes through, in this order, and which visit is its own: starting commits once."""
 OF_SESSIONS = {"stage.after", "session.applied"}
 """Places that nothing else passes, so that the visit is known beside PostgreSQL too, where there are leases and probes."""
+WITH_OTHERS = pytest.mark.only_store(
+    "sqlite", reason="this place is not there beside PostgreSQL, or others pass it too"
+)
+EVERY_STEP = [step if step in OF_SESSIONS else pytest.param(step, marks=WITH_OTHERS) for step in STEPS]
 OLD = {"old": 0, "same": 1}
 WHOLE = {"same": 1} | {f"{n}": n for n in range(20)}
 
 
 async def crashed_session(server, client, mode, step):
     """A session that dies with the server at ``step``; the tasks of its client are still trying."""
-    if server.store and step not in OF_SESSIONS:
-        pytest.skip("this place is not there beside PostgreSQL, or others pass it too")
     await client.create_dataset("things", identity=syncline.by_key("id"))
     things = client.dataset("things")
     await things.push([{"id": key, "v": value} for key, value in OLD.items()])
@@ -152,7 +168,7 @@ def expected(mode):
 
 
 @pytest.mark.parametrize("mode", [pytest.param("accrue", marks=pytest.mark.slow), "replace"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", EVERY_STEP)
 async def test_t45_g05_g16_a_session_survives_the_server_at_every_step(server, client, mode, step):
     """T45, G5, G16: its client goes on where it was, and the commit has one effect."""
     _, working = await crashed_session(server, client, mode, step)
@@ -169,7 +185,7 @@ async def test_t45_g05_g16_a_session_survives_the_server_at_every_step(server, c
 
 
 @pytest.mark.parametrize("mode", [pytest.param("accrue", marks=pytest.mark.slow), "replace"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", EVERY_STEP)
 async def test_t45_g16_a_session_whose_client_died_too(server, client, mode, step):
     """T45, G1, G16: nothing of it shows unless its commit was durable; the next session leaves nothing of it."""
     session, working = await crashed_session(server, client, mode, step)
@@ -196,23 +212,22 @@ async def test_t45_g16_a_session_whose_client_died_too(server, client, mode, ste
     assert staged_sessions(server) == 0
 
 
-@pytest.mark.only_store("sqlite", reason="it measures the file of a staged session")
 async def test_t37_g16_a_killed_upload_is_invisible_and_gives_its_space_back(make_server):
     """T37: staged rows of a client that never comes back go when their time is over, also over restarts."""
     async with make_server(SYNCLINE_SESSION_IDLE_SECONDS="2") as server, server.client() as client:
         await client.create_dataset("things", identity=syncline.by_key("id"))
         session = await client.dataset("things").open_session("accrue")
         await session.upsert([{"id": f"{n}", "v": n, "pad": "x" * 1_000} for n in range(3_000)])
-        uploading = asyncio.create_task(session.upsert([{"id": f"{n}", "v": n} for n in range(50_000)]))
+        uploading = asyncio.create_task(session.upsert([{"id": f"more-{n}", "v": n} for n in range(50_000)]))
         await until(lambda: session.calls > 5)
         await server.kill()
         uploading.cancel()
         await asyncio.gather(uploading, return_exceptions=True)
-        held = sum(file.stat().st_size for file in (server.data / "staging").iterdir())
+        held = staged_bytes(server)
         await server.start()
         assert held > 3_000_000
         assert await values(client) == {}
-        await until(lambda: not staged_sessions(server))
+        await until(lambda: not staged_bytes(server))
         with pytest.raises(syncline.SessionInvalid):
             await session.info()
         assert await values(client) == {}

@@ -12,10 +12,9 @@ import pytest
 from robustness.faults import Faults
 from robustness.history import History
 from robustness.traffic import TINY, Traffic, told
+from support.postgres_cluster import store_address
 from support.proxy import Proxy
 from support.server_process import server_process
-
-pytestmark = pytest.mark.only_store("sqlite", reason="see test_nodes.py")
 
 SECONDS = 10.0
 LONG_SECONDS = 600.0
@@ -31,11 +30,17 @@ def check_seed(record_property):
     return seed
 
 
-async def run(directory, seed: int, seconds: float) -> History:
-    """One server, all clients, all faults."""
+async def run(store_name: str, directory, seed: int, seconds: float) -> History:
+    """One server, all clients, all faults. For several servers on one store see test_nodes.py."""
     directory.mkdir(exist_ok=True)
+    with store_address(store_name) as store:
+        return await run_on(store, directory, seed, seconds)
+
+
+async def run_on(store: str, directory, seed: int, seconds: float) -> History:
+    """The same on the store with this address."""
     async with (
-        server_process(directory, env=TINY) as server,
+        server_process(directory, env=TINY, store=store) as server,
         Proxy.to(server.address, seed=seed) as proxy,
         Traffic.on(server, seed=seed, addresses=[proxy.address], replica_directory=directory) as traffic,
     ):
@@ -55,16 +60,16 @@ async def run(directory, seed: int, seconds: float) -> History:
 
 
 @pytest.mark.timeout(120)
-async def test_the_promises_hold_under_random_faults(tmp_path, check_seed):
+async def test_the_promises_hold_under_random_faults(store_name, tmp_path, check_seed):
     """G1–G14, G16, G20 by their validators; SYNCLINE_CHECK_SECONDS of it."""
     seconds = float(os.environ.get("SYNCLINE_CHECK_SECONDS") or SECONDS)
-    history = await run(tmp_path, check_seed, seconds)
+    history = await run(store_name, tmp_path, check_seed, seconds)
     assert len(history.acknowledged()) > 10 * seconds
     assert len(history.faults) > seconds / 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * LONG_SECONDS)
-async def test_the_promises_hold_under_random_faults_for_long(tmp_path, check_seed):
+async def test_the_promises_hold_under_random_faults_for_long(store_name, tmp_path, check_seed):
     for part in range(int(LONG_SECONDS / PARTS_SECONDS)):
-        await run(tmp_path / f"{part}", check_seed + part, PARTS_SECONDS)
+        await run(store_name, tmp_path / f"{part}", check_seed + part, PARTS_SECONDS)
