@@ -26,7 +26,7 @@ class GatedStore:
         self.verdicts = {}
         self.failure = None
 
-    async def commit(self, commits, *, carry_changes=10_000):
+    async def commit(self, commits, *, carry_changes=10_000, sent=None):
         self.groups.append([c.key_id for c in commits])
         await self.gate.wait()
         if self.failure:
@@ -239,22 +239,29 @@ async def test_g20_stopping_writes_what_waits_and_refuses_what_comes(store, noti
 
 
 class LanedStore:
-    """Groups of a dataset that is stuck wait until it is let go."""
+    """Groups of a dataset that is stuck wait until it is let go; each behind those of its datasets that were sent."""
 
     commit_lanes = 2
 
     def __init__(self):
         self.stuck = set()
+        self.sent = {}
         self.moved = asyncio.Condition()
         self.started = []
         self.done = []
         self.on_their_way = 0
         self.most_on_their_way = 0
 
-    async def commit(self, commits, *, carry_changes=10_000):
+    async def commit(self, commits, *, carry_changes=10_000, sent=None):
         numbers = {c.dataset_number for c in commits}
         if len(numbers) > 1 and numbers & self.stuck:
             raise Contended
+        for number in numbers & self.sent.keys():
+            await self.sent[number].wait()
+        ended = asyncio.Event()
+        if sent is not None and len(numbers) == 1:
+            self.sent[min(numbers)] = ended
+            sent()
         self.started.append([c.key_id for c in commits])
         self.on_their_way += 1
         self.most_on_their_way = max(self.most_on_their_way, self.on_their_way)
@@ -263,6 +270,7 @@ class LanedStore:
                 await self.moved.wait_for(lambda: not numbers & self.stuck)
         finally:
             self.on_their_way -= 1
+            ended.set()
         self.done += [c.key_id for c in commits]
         results = [CommitResult(revision=1, changed=True, statuses=b"") for _ in commits]
         return GroupResult(results=results, appended=[], transaction_seconds=0.0, sync_seconds=0.0)
@@ -273,8 +281,8 @@ class LanedStore:
             self.moved.notify_all()
 
 
-def of(number, name, write=None):
-    return replace(commit(name), dataset_number=number, write=write or Deletes(record_ids=["x"]))
+def of(number, name, write=None, size=100):
+    return replace(commit(name, size), dataset_number=number, write=write or Deletes(record_ids=["x"]))
 
 
 async def test_t83_a_dataset_that_is_held_up_holds_up_no_other(notifier):
@@ -316,6 +324,35 @@ async def test_no_more_groups_are_on_their_way_than_there_are_lanes(notifier):
     assert sorted(store.done) == ["1", "1", "2", "3", "4"]
 
 
+async def test_a_large_group_is_followed_as_soon_as_it_was_sent(notifier):
+    """By one group of its dataset; what is small stands aside, to be written with others."""
+    large = committer_module.GATHER_BELOW_BYTES
+    store = LanedStore()
+    committer = Committer(store, notifier)
+    async with committer.running():
+        store.stuck |= {1, 2}
+        verdicts = [committer.submit(of(1, "a", size=large))]
+        while not store.started:
+            await asyncio.sleep(0)
+        verdicts.append(committer.submit(of(1, "b", size=large)))
+        await asyncio.sleep(3 * committer_module.LANE_SECONDS)
+        verdicts.append(committer.submit(of(1, "c", size=large)))
+        await asyncio.sleep(3 * committer_module.LANE_SECONDS)
+        assert store.started == [["a"]], "the store has b already, and lets it wait for a"
+        assert committer.queued_commits == 1
+        await store.let_go(1)
+        await asyncio.gather(*verdicts)
+        small = committer.submit(of(2, "d"))
+        while ["d"] not in store.started:
+            await asyncio.sleep(0)
+        behind = committer.submit(of(2, "e"))
+        await asyncio.sleep(3 * committer_module.LANE_SECONDS)
+        assert committer.queued_commits == 1
+        await store.let_go(2)
+        await asyncio.gather(small, behind)
+    assert store.done == ["a", "b", "c", "d", "e"]
+
+
 async def test_a_session_is_committed_apart(notifier):
     """What may take long shares its group with nobody, and what comes behind it in its dataset waits."""
     store = LanedStore()
@@ -330,7 +367,7 @@ async def test_a_session_is_committed_apart(notifier):
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["commit", "commit", "stick", "free", "wait"]), st.integers(1, 4)),
+        st.tuples(st.sampled_from(["commit", "large", "stick", "free", "wait"]), st.integers(1, 4)),
         max_size=40,
     )
 )
@@ -342,9 +379,10 @@ def test_lanes_keep_the_order_of_each_dataset(steps):
         sent, verdicts = [], []
         async with committer.running():
             for place, (what, number) in enumerate(steps):
-                if what == "commit":
+                if what in {"commit", "large"}:
                     sent.append((number, f"{number}-{place}"))
-                    verdicts.append(committer.submit(of(*sent[-1])))
+                    size = committer_module.GATHER_BELOW_BYTES if what == "large" else 100
+                    verdicts.append(committer.submit(of(*sent[-1], size=size)))
                 elif what == "stick":
                     store.stuck.add(number)
                 elif what == "free":

@@ -141,6 +141,33 @@ class Machine(RuleBasedStateMachine):
 
         self.both(question)
 
+    @rule(
+        groups=st.lists(
+            st.lists(st.tuples(WHO, writes(), st.none() | st.sampled_from("xyz")), min_size=1, max_size=3),
+            min_size=2,
+            max_size=4,
+        )
+    )
+    def commit_in_turn(self, groups: list[Any]) -> None:
+        """Groups one behind the other, each given to the store as soon as it takes one."""
+
+        async def question(benches: list[Bench]) -> Any:
+            tasks = []
+            for group in groups:
+                commits = [
+                    benches[who].commit(write, identity=request(name, repr(write).encode()) if name else None)
+                    for who, write, name in group
+                ]
+                sent = asyncio.Event()
+                tasks.append(asyncio.create_task(benches[0].store.commit(commits, sent=sent.set)))
+                until = asyncio.create_task(sent.wait())
+                await asyncio.wait([tasks[-1], until], return_when=asyncio.FIRST_COMPLETED)
+                until.cancel()
+            done = [await task for task in tasks]
+            return [([self.plain(r) for r in one.results], [_told(a) for a in one.appended]) for one in done]
+
+        self.both(question)
+
     @rule(seconds=st.sampled_from([-5, 0, 1, 3_600]))
     def pass_time(self, seconds: int) -> None:
         self.clock.pass_seconds(seconds)

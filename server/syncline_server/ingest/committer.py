@@ -7,7 +7,7 @@ with the store it is carried out.
 
 Where the store has several lanes, a group that takes long goes on while the next ones are written, of other
 datasets: so whoever holds up one dataset, with a lock or a large session, holds up no other. The commits of a dataset
-keep their order.
+keep their order. A large group of one dataset is followed by the next one of that dataset as soon as the store has sent it.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Committer:
         self._lanes = store.commit_lanes
         self._writing: set[asyncio.Task[None]] = set()
         """Groups that are on their way, where there are several lanes."""
-        self._aside: defaultdict[int, deque[_Entry]] = defaultdict(deque)
+        self._aside: dict[int, deque[_Entry]] = {}
         """Commits that wait for one of the same dataset that is on its way, by dataset."""
         self._contended: set[int] = set()
         """Datasets whose last group failed: nobody else shares one with them."""
@@ -154,35 +154,41 @@ class Committer:
     async def _send(self, group: list[_Entry]) -> None:
         """Have a group written, and wait for it no longer than is good; what comes for its datasets stands aside."""
         for commit, _ in group:
-            self._aside[commit.dataset_number]  # makes it: being there is what counts
+            self._aside[commit.dataset_number] = deque()  # being there is what counts
         left = [entry for entry in self._queue if entry[0].dataset_number in self._aside]
         if left:
             self._queue = deque(entry for entry in self._queue if entry[0].dataset_number not in self._aside)
             for entry in left:
                 self._aside[entry[0].dataset_number].append(entry)
-        task = asyncio.create_task(self._write_lane(group), name="commit lane")
+        released = self._loop.create_future()
+        task = asyncio.create_task(self._write_lane(group, released), name="commit lane")
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
         task.add_done_callback(lambda _: self._wake.set())
-        await asyncio.wait([task], timeout=LANE_SECONDS)
+        await asyncio.wait([task, released], timeout=LANE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _write_lane(self, group: list[_Entry]) -> None:
+    async def _write_lane(self, group: list[_Entry], released: "asyncio.Future[None]") -> None:
         apart: defaultdict[int, list[_Entry]] = defaultdict(list)
         try:
-            await self._write(group)
+            await self._write(group, lambda: self._release(group, released))
         except Contended:
             for entry in group:
                 apart[entry[0].dataset_number].append(entry)
-            await asyncio.gather(*map(self._write_lane, apart.values()))
+            await asyncio.gather(
+                *(self._write_lane(part, self._loop.create_future()) for part in apart.values())
+            )
         finally:
             if not apart:
-                for number in {commit.dataset_number for commit, _ in group}:
-                    self._release(number)
+                self._release(group, released)
                 self._busy = len(group) + len(self._queue)
 
-    def _release(self, dataset_number: int) -> None:
+    def _release(self, group: list[_Entry], released: "asyncio.Future[None]") -> None:
         """Let those come that stood aside: they were there before what is in the queue."""
-        self._queue.extendleft(reversed(self._aside.pop(dataset_number)))
+        if released.done():
+            return
+        released.set_result(None)
+        for number in {commit.dataset_number for commit, _ in group}:
+            self._queue.extendleft(reversed(self._aside.pop(number)))
         self._wake.set()
 
     async def _gather(self) -> None:
@@ -228,12 +234,14 @@ class Committer:
         numbers = {first.dataset_number, second.dataset_number}
         return len(numbers) > 1 and not self._contended.isdisjoint(numbers)
 
-    async def _write(self, group: list[_Entry]) -> None:
+    async def _write(self, group: list[_Entry], sent: Callable[[], None] | None = None) -> None:
         """Write a group and tell what became of it. Raises Contended."""
         commits = [commit for commit, _ in group]
         numbers = {commit.dataset_number for commit in commits}
         try:
-            written = await self._store.commit(commits)
+            # Small ones are cheaper in large groups than one behind the other.
+            large = sum(commit.size_bytes for commit in commits) >= GATHER_BELOW_BYTES
+            written = await self._store.commit(commits, sent=sent if large else None)
         except Contended:
             raise
         except Exception as error:  # noqa: BLE001 - every caller gets it, and the queue must live on

@@ -238,7 +238,13 @@ class Store(ABC):
     # -- writing ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def commit(self, commits: Sequence[Commit], *, carry_changes: int = 10_000) -> GroupResult:
+    async def commit(
+        self,
+        commits: Sequence[Commit],
+        *,
+        carry_changes: int = 10_000,
+        sent: Callable[[], None] | None = None,
+    ) -> GroupResult:
         """Apply a group of commits in one transaction, in the order given, and make it durable once.
 
         Each commit has its own revision and its own verdict. One that fails leaves nothing behind and takes
@@ -249,6 +255,10 @@ class Store(ABC):
 
         Raises Contended, having done nothing, when the group is of several datasets and another node or a stranger
         holds one of them for longer than the others should wait.
+
+        A store that has several lanes may call ``sent`` when nothing is left but to wait for the database: then the
+        next group may be given to it, also of the same dataset, and is worked out on top of this one meanwhile. It is
+        applied after this one; when this one fails, it is worked out anew.
 
         Inside the transaction, in this order: the identity is looked up; dataset and source exist and the
         generation is the one expected (NotFound, Aborted(DATASET_CHANGED)); the source is enabled

@@ -9,7 +9,7 @@ whoever retries the request sees, under the lock, whether it did (hazard F50).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Final
 
@@ -82,6 +82,8 @@ class Judged:
 
     results: list[CommitResult | SynclineError]
     plan: Plan
+    versions: dict[int, int]
+    """Of the heads on which it was worked out, by dataset."""
     arguments: Sequence[Any] | None
     """Of ``apply_group_1``; None: there is nothing to write."""
 
@@ -100,15 +102,40 @@ async def judge_group(
     connection: Connection,
     commits: Sequence[Commit],
     *,
+    before: Judged | None = None,
     held_us: int | None,
     random_bytes: Callable[[int], bytes],
 ) -> Judged:
-    """Look and plan. Upserts and Deletes alone."""
+    """Look and plan. Upserts and Deletes alone.
+
+    ``before``: a group of the same dataset, and no other, that was sent and will have been applied before this one.
+    """
     known, versions, now_us = await look(connection, commits, held_us=held_us)
+    if before is not None:
+        _foresee(known, versions, before, commits)
     stored = {number: frozenset(dataset.entries) for number, dataset in known.datasets.items()}
     plan = Plan(known=known, now_us=now_us, random_bytes=ahead(random_bytes, 8 * len(commits)))
     results = [plan.judge(commit) for commit in commits]
-    return Judged(results=results, plan=plan, arguments=_arguments(plan, versions, stored))
+    return Judged(results=results, plan=plan, versions=versions, arguments=_arguments(plan, versions, stored))
+
+
+def _foresee(known: Known, versions: dict[int, int], before: Judged, commits: Sequence[Commit]) -> None:
+    """Bring what was seen before a group was applied to what will be there afterwards."""
+    for number, version in before.versions.items():
+        dataset, after = known.datasets.get(number), before.plan.known
+        if dataset is None or versions[number] != version:
+            continue  # deleted; or the look came after the group, or another node was faster
+        versions[number] += 1
+        written = after.datasets[number]
+        dataset.head = dataset.first_head = written.head
+        entries = written.entries
+        for record_id in entries.keys() & record_ids_by_dataset(commits).get(number, ()):
+            dataset.entries[record_id] = entries[record_id]
+        for session_id in known.sessions.keys() & after.sessions.keys():
+            known.sessions[session_id] = replace(after.sessions[session_id], changed=False)
+        for producer_number in known.producers.keys() & after.producers.keys():
+            known.producers[producer_number] = replace(after.producers[producer_number], changed=False)
+        known.answers.update(after.answers)
 
 
 async def look(

@@ -5,15 +5,11 @@ Any number of nodes may have one store open. What one of them does is seen by th
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-import asyncpg
-
 from syncline_server import failpoints
-from syncline_server.errors import SynclineError, Unavailable
 from syncline_server.model import (
     Appended,
     Commit,
@@ -31,16 +27,13 @@ from syncline_server.model import (
     Replica,
     RequestIdentity,
     Session,
-    SessionCommit,
     Source,
     Upserts,
 )
-from syncline_server.store.abc import Contended, GroupResult, PurgeResult, StagedCall, Store, StoreInfo
-from syncline_server.store.carried import Carried
+from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
 from syncline_server.store.plan import check_fingerprint
 from syncline_server.store.postgres import (
     catalog,
-    group,
     nodes,
     producers,
     reads,
@@ -50,6 +43,7 @@ from syncline_server.store.postgres import (
     sessions,
     upkeep,
 )
+from syncline_server.store.postgres.commits import Commits
 from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.database import Database
 
@@ -57,8 +51,6 @@ T = TypeVar("T")
 
 RECLAIM_STEPS: Final = 50
 """Transactions with which one ``maintain`` removes rows that nobody can reach any more."""
-LOCKED_GROUPS: Final = 16
-"""After another node was faster, so many groups are worked out under the lock at once."""
 SNAPSHOT_CHECK_SECONDS: Final = 60.0
 """Between two looks for transactions that stand still."""
 
@@ -82,7 +74,7 @@ class PostgresStore(Store):
         self._database = database
         self._random_bytes = random_bytes
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._locked_groups = 0
+        self._commits = Commits(database, random_bytes)
         self._look_for_snapshots = 0.0
         self._staging: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a call of that session is staged: on two connections a later one could come first."""
@@ -227,102 +219,15 @@ class PostgresStore(Store):
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    async def commit(self, commits: Sequence[Commit], *, carry_changes: int = 10_000) -> GroupResult:
+    async def commit(
+        self,
+        commits: Sequence[Commit],
+        *,
+        carry_changes: int = 10_000,
+        sent: Callable[[], None] | None = None,
+    ) -> GroupResult:
         """See Store."""
-        return await self._detached(self._commit(commits, carry_changes))
-
-    async def _commit(self, commits: Sequence[Commit], carry_changes: int) -> GroupResult:
-        carried = Carried(carry_changes)
-        results: list[CommitResult | SynclineError] = []
-        started, sync_seconds = time.monotonic(), 0.0
-        for part in _parts(commits):
-            try:
-                if isinstance(part[0].write, SessionCommit):
-                    results += await self._commit_session(part[0], carried, carry_changes)
-                else:
-                    verdicts, seconds = await self._commit_group(part, carried, is_first=not results)
-                    results += verdicts
-                    sync_seconds += seconds
-            except SynclineError as error:
-                if not results:
-                    raise
-                results += [error] * (len(commits) - len(results))
-                break
-        return GroupResult(
-            results=results,
-            appended=carried.appended(),
-            transaction_seconds=time.monotonic() - started,
-            sync_seconds=sync_seconds,
-        )
-
-    async def _commit_group(
-        self, commits: Sequence[Commit], carried: Carried, *, is_first: bool
-    ) -> tuple[list[CommitResult | SynclineError], float]:
-        """Verdicts, and the time of the call that writes and waits for the disk. Raises Contended."""
-        failpoints.hit("commit.before")
-        impatient = is_first and len({commit.dataset_number for commit in commits}) > 1
-        try:
-            judged, seconds = await self._judge_and_apply(commits, impatient=impatient)
-        except Unavailable as error:
-            if impatient and isinstance(error.__cause__, asyncpg.LockNotAvailableError):
-                raise Contended from error
-            raise
-        failpoints.hit("commit.after")
-        judged.carry(carried)
-        return judged.results, seconds
-
-    async def _judge_and_apply(
-        self, commits: Sequence[Commit], *, impatient: bool
-    ) -> tuple[group.Judged, float]:
-        done: tuple[group.Judged, float] | None = None
-        if self._locked_groups:
-            self._locked_groups -= 1
-        else:
-            # A request id that another node uses at this moment, on another dataset, shows under the locks.
-            with suppress(asyncpg.UniqueViolationError):
-                async with self._database.writing() as connection:
-                    done = await self._look_and_apply(connection, commits, impatient=impatient)
-        if done is None:
-            done = await self._database.transact(self._lock_and_apply, commits, impatient=impatient)
-        return done
-
-    async def _look_and_apply(
-        self, connection: Connection, commits: Sequence[Commit], *, impatient: bool
-    ) -> tuple[group.Judged, float] | None:
-        """Work the group out without locks; None when something changed meanwhile."""
-        judged = await group.judge_group(
-            connection, commits, held_us=self._database.held_us, random_bytes=self._random_bytes
-        )
-        if judged.arguments is None:
-            return judged, 0.0
-        started = time.monotonic()
-        if not await group.apply(connection, judged, impatient=impatient):
-            self._locked_groups = LOCKED_GROUPS
-            return None
-        return judged, time.monotonic() - started
-
-    async def _lock_and_apply(
-        self, connection: Connection, commits: Sequence[Commit], *, impatient: bool
-    ) -> tuple[group.Judged, float]:
-        """The same with the datasets locked from the look on, which always comes to an end."""
-        if impatient:
-            await group.be_impatient(connection)
-        await catalog.lock_datasets(connection, {commit.dataset_number for commit in commits})
-        done = await self._look_and_apply(connection, commits, impatient=False)
-        assert done is not None, "nobody else can change a dataset that is locked"
-        return done
-
-    async def _commit_session(
-        self, commit: Commit, carried: Carried, carry_changes: int
-    ) -> list[CommitResult | SynclineError]:
-        return await self._database.transact(
-            sessions.commit_session,
-            commit,
-            carried,
-            carry_changes,
-            held_us=self._database.held_us,
-            random_bytes=self._random_bytes,
-        )
+        return await self._detached(self._commits.commit(commits, carry_changes, sent))
 
     async def find_answer(self, identity: RequestIdentity) -> CommitResult | None:
         """See Store."""
@@ -588,18 +493,3 @@ class PostgresStore(Store):
         """See Store."""
         await self._transact(upkeep.probe, was_full=self._database.was_full)
         self._database.was_full = False
-
-
-def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Cut a group so that each SessionCommit stands alone: it has a transaction of its own."""
-    part: list[Commit] = []
-    for commit in commits:
-        if isinstance(commit.write, SessionCommit):
-            if part:
-                yield part
-            yield [commit]
-            part = []
-        else:
-            part.append(commit)
-    if part:
-        yield part

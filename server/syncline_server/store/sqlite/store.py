@@ -256,8 +256,15 @@ class SqliteStore(Store):
 
     # -- writing ------------------------------------------------------------------------------------------
 
-    async def commit(self, commits: Sequence[Commit], *, carry_changes: int = 10_000) -> GroupResult:
-        """See Store."""
+    async def commit(
+        self,
+        commits: Sequence[Commit],
+        *,
+        carry_changes: int = 10_000,
+        sent: Callable[[], None] | None = None,
+    ) -> GroupResult:
+        """See Store. One lane: ``sent`` is never called."""
+        del sent
         if any(isinstance(commit.write, SessionCommit) for commit in commits):
             return await self._detached(self._commit_in_parts(commits, carry_changes))
         carried = Carried(carry_changes)
