@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,14 @@ def client(patch: Callable[[], Any]) -> Callable[[], Any]:
 def command(name: str) -> tuple[str, ...]:
     """What to put before the command that starts a server."""
     return (sys.executable, str(Path(__file__).with_name("run_planted.py").resolve()), name)
+
+
+def stores() -> Sequence[Any]:
+    """The classes of both stores."""
+    from syncline_server.store.postgres.store import PostgresStore
+    from syncline_server.store.sqlite.store import SqliteStore
+
+    return (SqliteStore, PostgresStore)
 
 
 # -- disturbances: legal, and no fault ----------------------------------------------------------------------
@@ -100,16 +108,14 @@ def watermark_checked_only_at_connect() -> None:
 @server
 def head_read_in_a_second_transaction() -> None:
     """The page and the head that it claims to reach are of two snapshots (F3)."""
-    from syncline_server.store.sqlite.store import SqliteStore
+    for store in stores():
 
-    read = SqliteStore.read_changes
+        async def torn(self: Any, dataset_number: int, *, _read: Any = store.read_changes, **how: Any) -> Any:
+            page = await _read(self, dataset_number, **how)
+            await asyncio.sleep(0.01)
+            return replace(page, head=await self.read_head(dataset_number)) if page.complete else page
 
-    async def torn(self: Any, dataset_number: int, **how: Any) -> Any:
-        page = await read(self, dataset_number, **how)
-        await asyncio.sleep(0.01)
-        return replace(page, head=await self.read_head(dataset_number)) if page.complete else page
-
-    SqliteStore.read_changes = torn
+        store.read_changes = torn
 
 
 @server
@@ -235,8 +241,13 @@ def reset_without_need() -> None:
 @server
 def purge_not_contiguous() -> None:
     """Purge drops tombstones above the watermark that it sets (F17)."""
+    from syncline_server.store.postgres import upkeep as postgres
     from syncline_server.store.sqlite import upkeep
 
+    postgres._SET_WATERMARK = "UPDATE head SET purge_revision = greatest(0, $2::bigint - 1000), version = version + 1 WHERE dataset_number = $1"
+    postgres._PURGE_REVISIONS = (
+        "DELETE FROM revision WHERE dataset_number = $1 AND revision < $2::bigint - 1000"
+    )
     upkeep._SET_WATERMARK = "UPDATE head SET purge_revision = max(0, ? - 1000) WHERE dataset_number = ?"
     upkeep._PURGE_REVISIONS = "DELETE FROM revision WHERE dataset_number = ? AND revision < ? - 1000"
 
@@ -375,10 +386,8 @@ def late_close_accepted() -> None:
 @server
 def reads_from_a_cache() -> None:
     """Records are answered from what was read up to half a second ago (G14)."""
-    from syncline_server.store.sqlite.store import SqliteStore
-
-    for name in ("get_records", "list_records"):
-        read = getattr(SqliteStore, name)
+    for store, name in itertools.product(stores(), ("get_records", "list_records")):
+        read = getattr(store, name)
         kept: dict[Any, tuple[float, Any]] = {}
 
         async def cached(self: Any, *args: Any, _read: Any = read, _kept: Any = kept, **how: Any) -> Any:
@@ -387,7 +396,7 @@ def reads_from_a_cache() -> None:
                 _kept[what] = (time.monotonic(), await _read(self, *args, **how))
             return _kept[what][1]
 
-        setattr(SqliteStore, name, cached)
+        setattr(store, name, cached)
 
 
 # -- the SDK ------------------------------------------------------------------------------------------------

@@ -134,10 +134,11 @@ def running_cluster() -> Iterator[PostgresCluster]:
 
 
 @contextmanager
-def store_address(store_name: str) -> Iterator[str]:
+def store_address(store_name: str, *, is_sound: bool = True) -> Iterator[str]:
     """Where a server is to keep its data: empty for its own directory, else the address of an empty database.
 
-    T16: the database is checked at the end. The file of SQLite is for the tests that stop their server to check.
+    T16: the database is checked at the end, unless it is not expected to be sound. The file of SQLite is for the tests
+    that stop their server to check.
     """
     if store_name == "sqlite":
         yield ""
@@ -145,4 +146,7 @@ def store_address(store_name: str) -> Iterator[str]:
     cluster = shared_cluster()
     database = cluster.new_database()
     yield cluster.dsn(database)
-    cluster.take_back(database)
+    if is_sound:
+        cluster.take_back(database)
+    else:
+        cluster.execute(f"DROP DATABASE {database} WITH (FORCE)")
