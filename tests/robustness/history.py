@@ -140,8 +140,8 @@ class Ended:
     at: float
     code: str
     reason: str = ""
-    may_lack_credit: bool = False
-    """For all that the client knows the server was not allowed to send anything more; see ``subscribers.Credit``."""
+    credit_since: float | None = None
+    """Since when all of its credit was granted anew; see ``subscribers.Credit``."""
 
 
 Frame = Opened | Batch | Checkpoint | Reset | Ended

@@ -10,6 +10,10 @@ SLACK_SECONDS = 3.0
 """For a busy machine, where something is owed within a time."""
 HARMLESS_CODES = {"LEFT", "UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
 UNVERIFIED = -1
+STOP = "terminate"
+"""The fault that is an orderly stop."""
+GRANT_SECONDS = 2.0
+"""A grant is with the server after this, on a busy machine too."""
 
 
 def ordered(evidence: Evidence) -> Iterator[str]:
@@ -123,7 +127,7 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
             yield f"{view.name}: data beyond the end of its batch {frame.to_revision}"
     for view in history.views:
         for opened, frames in connections(view):
-            yield from _last_word(view, frames)
+            yield from _last_word(history, view, frames)
             if history.calm_since is None or history.ended is None:
                 continue
             # A copy that is in the middle of a commit has not caught up; of a large one that may take its time.
@@ -138,15 +142,24 @@ def bookmarked(evidence: Evidence) -> Iterator[str]:
                 since = max(mark, since)
 
 
-def _last_word(view: View, frames: Sequence[Frame]) -> Iterator[str]:
+def _last_word(history: History, view: View, frames: Sequence[Frame]) -> Iterator[str]:
     """A server that stops in an orderly way gives a last token to whoever was exact and had credit left for it."""
     if view.mode == "pages" or not frames or not isinstance(frames[-1], Ended):
         return
-    if frames[-1].reason != "SHUTTING_DOWN" or frames[-1].may_lack_credit:
+    if frames[-1].reason != "SHUTTING_DOWN" or _may_lack_credit(history, frames[-1]):
         return
     data = [frame for frame in frames if isinstance(frame, (Batch, Checkpoint))]
     if data and isinstance(data[-1], Checkpoint) and not data[-1].going_away:
         yield f"{view.name}: the server stopped without a last checkpoint"
+
+
+def _may_lack_credit(history: History, ended: Ended) -> bool:
+    """Whether the server, when it was told to stop, may not have had what grants it all of the credit.
+
+    A busy client hears of the end much later, and grants meanwhile.
+    """
+    told = [at for at, what in history.faults if what == STOP and at <= ended.at]
+    return ended.credit_since is not None and ended.credit_since > max(told, default=ended.at) - GRANT_SECONDS
 
 
 def resumable(evidence: Evidence) -> Iterator[str]:

@@ -20,8 +20,6 @@ from syncline.v1 import feed_pb2, sync_service_pb2, update_feed_pb2
 
 KINDS = {0: "put", 1: "put", 2: "delete", 3: "remove"}
 CREDIT_BYTES = 4_000
-GRANT_SECONDS = 2.0
-"""A grant is with the server after this, on a busy machine too."""
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 INTERVAL_SECONDS = 0.05
 
@@ -153,24 +151,30 @@ class Pager(Subscriber):
 
 
 class Credit:
-    """What a subscription may be sent, if each part is granted again as soon as it came."""
+    """What a subscription may be sent, if each part is granted again as soon as it came.
+
+    It has been granted what all parts took, so the server can lack only what is granted and has not arrived.
+    """
 
     def __init__(self) -> None:
         self._granted: deque[tuple[float, int]] = deque()
-        """Grants that may not have reached the server when the newest of them was sent, with their times."""
+        """The newest grants, just enough for the whole credit, with their times."""
+        self._size = 0
 
     def grant(self, at: float, size: int) -> None:
         """Note that a part of this size came, and as much is granted."""
         self._granted.append((at, size))
-        while self._granted[0][0] < at - GRANT_SECONDS:
-            self._granted.popleft()
+        self._size += size
+        while self._size - self._granted[0][1] >= CREDIT_BYTES:
+            self._size -= self._granted.popleft()[1]
 
-    def may_be_spent(self, at: float) -> bool:
-        """Whether the server may have stood without credit when the stream ended.
+    @property
+    def since(self) -> float | None:
+        """The time since when all of it was granted anew; None: some of it was never used.
 
-        It has been sent what all parts took, so only what is granted and not there yet can be missing.
+        A server that had that when it was told to stop had credit.
         """
-        return sum(size for when, size in self._granted if when >= at - GRANT_SECONDS) >= CREDIT_BYTES
+        return self._granted[0][0] if self._size >= CREDIT_BYTES else None
 
 
 class FeedStream:
@@ -203,8 +207,7 @@ class FeedStream:
             finally:
                 call.cancel()
             for number in self._open:
-                spent = self._credits[number].may_be_spent(last.at)
-                self.views[number].note(replace(last, may_lack_credit=spent))
+                self.views[number].note(replace(last, credit_since=self._credits[number].since))
             self._open.clear()
             self._credits.clear()
             self._awaited.clear()
@@ -301,7 +304,7 @@ class PrefixStream:
                     raise
             finally:
                 call.cancel()
-            last = replace(last, may_lack_credit=self._credit.may_be_spent(last.at))
+            last = replace(last, credit_since=self._credit.since)
             for view in self.views.values():
                 view.note(last)
             await self.run.pause(self.rng, 0.1)

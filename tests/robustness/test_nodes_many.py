@@ -1,11 +1,13 @@
 """Many clients of two nodes: writers that meet in the database, subscribers whose nodes are restarted one by one."""
 
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
 from robustness.history import Checkpoint, Opened
 from robustness.nodes import LATE_COMMITS, nodes_on
+from robustness.promises_feed import STOP
 from robustness.traffic import PLAIN, Traffic
 from support.frail_postgres import connection_to
 from support.waiting import until
@@ -13,6 +15,23 @@ from support.waiting import until
 pytestmark = pytest.mark.only_store("postgres", reason="several servers have one store")
 
 WRITES = 300
+
+
+@asynccontextmanager
+async def at_work(postgres, directory, seed, crowd, settings=None, *, has_proxies=True, **how):
+    """Two nodes, and clients of both."""
+    async with nodes_on(postgres, directory, seed=seed, env=settings) as nodes:
+        traffic = Traffic.on(
+            nodes[0].server,
+            seed=seed,
+            crowd=crowd,
+            addresses=nodes.addresses if has_proxies else [node.server.address for node in nodes],
+            recorder=nodes.recorder,
+            checkpoint_seconds=10.0,
+            **how,
+        )
+        async with traffic as running:
+            yield nodes, running
 
 
 @pytest.mark.slow
@@ -24,17 +43,7 @@ async def test_t78_g03_g08_fifty_writers_on_two_nodes(postgres, tmp_path, seed):
     followed = (("things", "all"), ("items", "all"), ("things", "red")) * 2
     streams = (tuple((*place, "latest") for place in followed),) * 2
     crowd = replace(PLAIN, writers=50, keys=tuple("abcde"), subscribers=followed, streams=streams)
-    async with (
-        nodes_on(postgres, tmp_path, seed=seed) as nodes,
-        Traffic.on(
-            nodes[0].server,
-            seed=seed,
-            crowd=crowd,
-            addresses=nodes.addresses,
-            recorder=nodes.recorder,
-            checkpoint_seconds=10.0,
-        ) as traffic,
-    ):
+    async with at_work(postgres, tmp_path, seed, crowd) as (nodes, traffic):
         traffic.run.is_calm = True
         async with connection_to(nodes.dsn) as connection:
             await connection.execute(LATE_COMMITS)
@@ -56,18 +65,8 @@ async def restarted_one_by_one(postgres, directory, seed, *, streams, rounds):
     kinds = [(selection, mode) for selection in ("all", "red") for mode in ("latest", "on_checkpoint")]
     places = tuple(("things", *kinds[n % len(kinds)]) for n in range(20))
     crowd = replace(PLAIN, writers=2, streams=(places,) * streams, subscribers=(("things", "all"),) * 3)
-    async with (
-        nodes_on(postgres, directory, seed=seed) as nodes,
-        Traffic.on(
-            nodes[0].server,
-            seed=seed,
-            crowd=crowd,
-            addresses=[node.server.address for node in nodes],
-            all_hop=True,
-            recorder=nodes.recorder,
-            checkpoint_seconds=10.0,
-        ) as traffic,
-    ):
+    work = at_work(postgres, directory, seed, crowd, has_proxies=False, all_hop=True)
+    async with work as (nodes, traffic):
         traffic.run.is_calm = (
             True  # who was sent away goes on from where it stands, at the other node, with all others
         )
@@ -76,6 +75,7 @@ async def restarted_one_by_one(postgres, directory, seed, *, streams, rounds):
         for _ in range(rounds):
             for node in nodes:
                 await traffic.acknowledged(20)
+                traffic.history.fault(STOP)
                 assert await node.server.terminate() == 0
                 await node.server.start()
         await traffic.acknowledged(20)
@@ -112,17 +112,8 @@ async def test_t113_g11_g20_rolling_restarts_under_a_thousand_subscribers(postgr
 async def test_g21_a_key_deleted_at_one_node_ends_the_streams_of_both(postgres, tmp_path, seed):
     """G21: guests at the first node, at the second, and at either hear nothing more after the key's time."""
     crowd = replace(PLAIN, writers=1, guests=6, subscribers=(), copies=())
-    async with (
-        nodes_on(postgres, tmp_path, seed=seed, env={"SYNCLINE_KEY_CHECK_SECONDS": "0.2"}) as nodes,
-        Traffic.on(
-            nodes[0].server,
-            seed=seed,
-            crowd=crowd,
-            addresses=nodes.addresses,
-            recorder=nodes.recorder,
-            checkpoint_seconds=10.0,
-        ) as traffic,
-    ):
+    settings = {"SYNCLINE_KEY_CHECK_SECONDS": "0.2"}
+    async with at_work(postgres, tmp_path, seed, crowd, settings) as (nodes, traffic):
         await until(lambda: all(map(is_at_a_checkpoint, traffic.history.guests)))
         await traffic.acknowledged(10)
         await traffic.revoke(within_seconds=13.0)  # other nodes remember a key for ten seconds
@@ -135,18 +126,7 @@ async def test_g21_a_key_deleted_at_one_node_ends_the_streams_of_both(postgres, 
 async def test_t73_g02_g05_twenty_crashes_of_the_database(postgres, tmp_path, seed):
     """T73: PostgreSQL is stopped with `immediate` under load and recovers; nothing acknowledged is lost or doubled."""
     crowd = replace(PLAIN, sessions=2, swaps=1, sensors=1, gauges=1)
-    async with (
-        nodes_on(postgres, tmp_path, seed=seed) as nodes,
-        Traffic.on(
-            nodes[0].server,
-            seed=seed,
-            crowd=crowd,
-            addresses=nodes.addresses,
-            recorder=nodes.recorder,
-            replica_directory=tmp_path,
-            checkpoint_seconds=10.0,
-        ) as traffic,
-    ):
+    async with at_work(postgres, tmp_path, seed, crowd, replica_directory=tmp_path) as (nodes, traffic):
         for _ in range(20):
             await postgres.crash()
             await traffic.acknowledged(10)

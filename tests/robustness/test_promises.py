@@ -22,7 +22,8 @@ from robustness.history import (
 )
 from robustness.model import Model, digest_of
 from robustness.promises import PROMISES, judge
-from robustness.subscribers import CREDIT_BYTES, GRANT_SECONDS, Credit
+from robustness.promises_feed import GRANT_SECONDS, STOP
+from robustness.subscribers import CREDIT_BYTES, Credit
 
 pytestmark = pytest.mark.only_store("sqlite", reason="no store is involved")
 
@@ -359,30 +360,40 @@ def test_a_reset_is_in_order_where_the_tombstones_are_gone():
     assert "no_gratuitous_reset" not in judge(history)
 
 
-def test_a_last_checkpoint_is_not_owed_where_there_may_be_no_credit():
+@pytest.mark.parametrize(
+    ("credit_since", "told_to_stop", "is_owed"),
+    [
+        (None, None, True),
+        (6.0 - GRANT_SECONDS - 0.1, None, True),
+        (6.0 - GRANT_SECONDS + 0.1, None, False),
+        (5.0 - GRANT_SECONDS - 0.1, 5.0, True),
+        (5.0 - GRANT_SECONDS + 0.1, 5.0, False),
+        (5.0 - GRANT_SECONDS + 0.1, 6.5, True),
+    ],
+)
+def test_a_last_checkpoint_is_owed_unless_there_may_be_no_credit(credit_since, told_to_stop, is_owed):
     history = sound()
     alter(whole(history), 9, going_away=False)
-    assert "bookmarked" in judge(history)
-    alter(whole(history), 10, may_lack_credit=True)
-    assert judge(history) == {}
+    alter(whole(history), 10, credit_since=credit_since)
+    history.faults = [] if told_to_stop is None else [(told_to_stop, STOP)]
+    assert ("bookmarked" in judge(history)) is is_owed
 
 
 @pytest.mark.parametrize(
-    ("parts", "may_be_spent"),
+    ("parts", "since"),
     [
-        ([], False),
-        ([(9.0, CREDIT_BYTES - 1)], False),
-        ([(9.0, CREDIT_BYTES)], True),
-        ([(8.5, CREDIT_BYTES // 2), (9.0, CREDIT_BYTES // 2)], True),
-        ([(10.0 - GRANT_SECONDS - 0.1, CREDIT_BYTES), (9.0, 1)], False),
-        ([(10.0 - GRANT_SECONDS - 0.1, CREDIT_BYTES)], False),
+        ([], None),
+        ([(9.0, CREDIT_BYTES - 1)], None),
+        ([(8.0, 1), (9.0, CREDIT_BYTES)], 9.0),
+        ([(7.0, 5), (8.5, CREDIT_BYTES // 2), (9.0, CREDIT_BYTES // 2)], 8.5),
+        ([(8.0, CREDIT_BYTES), (9.0, 1)], 8.0),
     ],
 )
-def test_credit_is_spent_only_where_grants_may_be_under_way(parts, may_be_spent):
+def test_since_when_all_credit_was_granted_anew(parts, since):
     credit = Credit()
     for at, size in parts:
         credit.grant(at, size)
-    assert credit.may_be_spent(10.0) is may_be_spent
+    assert credit.since == since
 
 
 @pytest.mark.parametrize(
