@@ -125,8 +125,11 @@ class Subscriber:
             call.cancel()
 
     async def dawdle(self) -> None:
-        """Be slow now and then, so that what follows is conflated."""
-        if not self.run.is_calm and self.rng.random() < 0.05:
+        """Be slow now and then, so that what follows is conflated.
+
+        Not with a key that was deleted: what is read late may have been sent in time.
+        """
+        if not self.run.is_calm and self.view.revoked is None and self.rng.random() < 0.05:
             await asyncio.sleep(self.rng.uniform(0, 0.3))
 
 
