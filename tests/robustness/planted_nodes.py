@@ -121,20 +121,20 @@ def fence_not_checked() -> None:
 def retried_without_looking() -> None:
     """A commit whose answer was lost is done again by the node, which does not look for the request (F50)."""
     from syncline_server.errors import Unavailable
-    from syncline_server.store.postgres.store import PostgresStore
+    from syncline_server.store.postgres.commits import Commits
 
-    commit = PostgresStore._commit_group
+    commit = Commits._commit_group
 
-    async def again(self: Any, commits: Any, carried: Any) -> Any:
+    async def again(self: Any, commits: Any, *args: Any, **how: Any) -> Any:
         for _ in range(20):
             try:
-                return await commit(self, commits, carried)
+                return await commit(self, commits, *args, **how)
             except Unavailable:
                 commits = [replace(one, identity=None) for one in commits]
                 await asyncio.sleep(0.05)
-        return await commit(self, commits, carried)
+        return await commit(self, commits, *args, **how)
 
-    PostgresStore._commit_group = again
+    Commits._commit_group = again
 
 
 @server
