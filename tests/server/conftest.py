@@ -1,14 +1,18 @@
-"""Databases to be copied from and to, and a store with something of everything in it."""
+"""Databases to be copied from and to, a store with something of everything in it, and a server in this process."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.copies import fill
+from support.feed_client import FeedClient
+from support.hosted import hosted
 from support.postgres_cluster import END_OTHERS, PostgresCluster
 from support.store_values import SqliteBackend
+from support.wire import house
 
 CLEAR = """
 DO $$
@@ -58,3 +62,24 @@ async def filled(tmp_path: Path) -> Path:
     async with backend.open() as store:
         await fill(store, backend.clock)
     return backend.path
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Any]:
+    """A server in this process, whose bookmarks and checks of keys come often."""
+    async with hosted(house(tmp_path, checkpoint_seconds=0.4, key_check_seconds=0.1)) as running:
+        yield running
+
+
+@pytest.fixture
+async def wire(home: Any) -> Any:
+    """Calls to it; it has the datasets ``books`` and ``birds``."""
+    for dataset in ("books", "birds"):
+        await home.wire.make_dataset(dataset)
+    return home.wire
+
+
+@pytest.fixture
+def feeds(wire: Any) -> Callable[..., FeedClient]:
+    """Makes streams of subscriptions, which may go on with the copies of earlier ones."""
+    return lambda copies=None: FeedClient(wire, copies)

@@ -7,7 +7,6 @@ import pytest
 
 from support.feed_client import FeedClient, delete, push
 from support.feed_encoder import Copy
-from support.hosted import hosted
 from support.waiting import until
 from support.wire import house
 from syncline.v1 import catalog_service_pb2 as catalog
@@ -22,24 +21,6 @@ from syncline.v1.update_feed_pb2 import (
 )
 
 MAX_RATE, ON_CHECKPOINT = DeliveryMode.DELIVERY_MODE_MAX_RATE, DeliveryMode.DELIVERY_MODE_ON_CHECKPOINT
-
-
-@pytest.fixture
-async def home(tmp_path):
-    async with hosted(house(tmp_path, checkpoint_seconds=0.4, key_check_seconds=0.1)) as running:
-        yield running
-
-
-@pytest.fixture
-async def wire(home):
-    for dataset in ("books", "birds"):
-        await home.wire.make_dataset(dataset)
-    return home.wire
-
-
-@pytest.fixture
-def feeds(wire):
-    return lambda copies=None: FeedClient(wire, copies)
 
 
 # -- many on one stream ------------------------------------------------------------------------------------
