@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from support.store_values import PostgresBackend
-from syncline_server.store.postgres import copy_source, copy_target, difference, fsck, rebuild, upkeep
+from syncline_server.store.postgres import copy_source, copy_target, difference, fsck, group, rebuild, upkeep
 from syncline_server.store.postgres.connection import SETTINGS
 
 pytestmark = pytest.mark.only_store("postgres", reason="plans of PostgreSQL")
@@ -94,3 +94,23 @@ async def test_f55_no_join_reads_everything_for_every_row(stale: Any) -> None:
             if "Join Filter" in plan or "Materialize" in plan:
                 wrong[name] = plan
     assert not wrong, "\n\n".join(f"{name}:\n{plan}" for name, plan in wrong.items())
+
+
+async def test_f55_what_a_group_names_is_looked_up_by_both_parts_of_the_key(stale: Any) -> None:
+    """Whatever the planner knows of the table, and whether it plans for these values or for all."""
+    version = await stale.fetchval("SELECT current_setting('server_version_num')::integer")
+    is_old = version < group._TOGETHER_SINCE * 10_000
+    statement = group._LOOK_ONE_BY_ONE if is_old else group._LOOK_TOGETHER
+    asked = (None, [YOUNG], [YOUNG], [], [], [])
+    ids = "\n".join(f"k{n}" for n in range(1, 1_000))
+    for analyzed in (False, True):
+        if analyzed:
+            await stale.execute("ANALYZE entry")
+        for mode in ("force_generic_plan", "force_custom_plan"):
+            await stale.execute(f"SET LOCAL plan_cache_mode = {mode}")
+            number = YOUNG if statement is group._LOOK_TOGETHER else [YOUNG]
+            plan = "\n".join(row[0] for row in await stale.fetch(f"EXPLAIN {statement}", *asked, number, ids))
+            condition = next(
+                line for line in plan.splitlines() if "Index Cond" in line and "record_id" in line
+            )
+            assert "dataset_number" in condition, plan

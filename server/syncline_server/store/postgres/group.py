@@ -39,9 +39,7 @@ from syncline_server.store.postgres.requests import answer_of, columns_of
 from syncline_server.store.postgres.text import lines
 from syncline_server.store.rows import dataset_state
 
-# $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers,
-# $7 and $8 datasets and record ids, side by side; one dataset goes for all ids,
-# which are lines of one text. LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
+# $1 the time if a test holds it, $2 datasets, $3 sources, $4 sessions, $5 request ids, $6 producers.
 _LOOK: Final = """
 SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     (SELECT json_agg(json_build_array(
@@ -59,13 +57,27 @@ SELECT coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     (SELECT json_agg(json_build_array(number, source_number, producer_id, epoch, last_sequence))::text
         FROM producer WHERE number = ANY ($6::bigint[]) AND last_sequence >= 0),
     found.*
+"""
+# $7 and $8 datasets and record ids, side by side; the ids are lines of one text.
+# LATERAL … LIMIT 1 is a look-up by key, whatever the planner thinks.
+_LOOK_ONE_BY_ONE: Final = f"""{_LOOK}
 FROM (SELECT array_agg(k.number), array_agg(e.position), array_agg(e.revision),
              array_agg(coalesce(e.hash, '')), array_agg(e.source_number)
       FROM unnest(string_to_array($8, E'\\n')) WITH ORDINALITY k (record_id, number)
       CROSS JOIN LATERAL (
           SELECT position, revision, hash, source_number FROM entry
-          WHERE dataset_number = coalesce(($7::bigint[])[k.number], ($7::bigint[])[1]) AND record_id = k.record_id LIMIT 1) e) found
+          WHERE dataset_number = coalesce(($7::bigint[])[k.number], ($7::bigint[])[1]) AND record_id = k.record_id
+          LIMIT 1) e) found
 """
+# $7 the dataset, $8 the record ids in order. Neighbours are found on one page without another search.
+_LOOK_TOGETHER: Final = f"""{_LOOK}
+FROM (SELECT array_agg(record_id), array_agg(position), array_agg(revision), array_agg(coalesce(hash, '')),
+             array_agg(source_number)
+      FROM entry WHERE dataset_number = $7 AND record_id = ANY (string_to_array($8, E'\\n'))) found
+"""
+_TOGETHER_SINCE: Final = 17
+"""The version of PostgreSQL that does so, and whose planner takes both conditions to the index whatever it knows of the
+table. New ids cost a tenth of a microsecond each, where one by one they cost one."""
 _NO_HASH: Final = bytes(16)
 _APPLY: Final = "SELECT apply_group_1(" + ", ".join(f"${number}" for number in range(1, 50)) + ")"
 IMPATIENT_MS: Final = 250
@@ -149,15 +161,16 @@ async def look(
     if len(named) > 1:
         numbers = [number for number, record_ids in named.items() for _ in range(len(record_ids))]
     ids = [record_id for record_ids in named.values() for record_id in record_ids]
+    together = len(named) == 1 and connection.get_server_version().major >= _TOGETHER_SINCE
     row = await connection.fetchrow(
-        _LOOK,
+        _LOOK_TOGETHER if together else _LOOK_ONE_BY_ONE,
         held_us,
         list({c.dataset_number for c in commits}),
         list({c.source_number for c in commits}),
         list({c.session_id for c in commits if c.session_id}),
         list(identities),
         list({c.producer.producer_number for c in commits if c.producer is not None}),
-        numbers,
+        numbers[0] if together else numbers,
         lines(ids),
     )
     now_us, datasets, sources, sessions, answers, producers, *entries = row
@@ -167,22 +180,28 @@ async def look(
     ]
     known = _known(*decoded)
     if entries[0] is not None:
-        _fill_entries(known, numbers, ids, entries)
+        found, *columns = entries
+        if not together:  # places in what was asked
+            numbers = numbers if len(numbers) == 1 else [numbers[place - 1] for place in found]
+            found = [ids[place - 1] for place in found]
+        _fill_entries(known, numbers, found, columns)
     return known, {one[0]: one[12] for one in decoded[0]}, now_us
 
 
-def _fill_entries(known: Known, numbers: list[int], ids: list[str], columns: Sequence[Any]) -> None:
-    ordinals, positions, revisions, hashes, sources = columns
-    rows: list[Entry] = list(zip(positions, revisions, hashes, sources, strict=True))
+def _fill_entries(
+    known: Known, numbers: Sequence[int], record_ids: Sequence[str], columns: Sequence[Any]
+) -> None:
+    """``numbers``: the dataset of each, or of all."""
+    rows: list[Entry] = list(zip(*columns, strict=True))
     if len(numbers) == 1:
         dataset = known.datasets.get(numbers[0])
         if dataset is not None:  # upkeep has not removed the entries of a deleted one yet
-            dataset.entries = dict(zip([ids[ordinal - 1] for ordinal in ordinals], rows, strict=True))
+            dataset.entries = dict(zip(record_ids, rows, strict=True))
         return
-    for ordinal, entry in zip(ordinals, rows, strict=True):
-        dataset = known.datasets.get(numbers[ordinal - 1])
+    for number, record_id, entry in zip(numbers, record_ids, rows, strict=True):
+        dataset = known.datasets.get(number)
         if dataset is not None:
-            dataset.entries[ids[ordinal - 1]] = entry
+            dataset.entries[record_id] = entry
 
 
 def _known(
