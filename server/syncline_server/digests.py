@@ -16,12 +16,11 @@ def record_digest(record_id: str, revision: int, value_hash: bytes) -> int:
 def digest_sum(records: Iterable[tuple[str, int, bytes]]) -> int:
     """Sum of the terms of (record id, revision, hash of the data); not yet reduced."""
     from_bytes = int.from_bytes
-    return sum(
-        from_bytes(
-            blake2b(
-                b"%b\0%b%b" % (record_id.encode(), revision.to_bytes(8, "big"), value_hash), digest_size=16
-            ).digest(),
-            "big",
-        )
-        for record_id, revision, value_hash in records
-    )
+    middle, last = b"", -1
+    total = 0
+    for record_id, revision, value_hash in records:
+        if revision != last:  # those of one commit share it
+            middle, last = b"\0" + revision.to_bytes(8, "big"), revision
+        term = blake2b(record_id.encode() + middle + value_hash, digest_size=16)
+        total += from_bytes(term.digest(), "big")
+    return total
