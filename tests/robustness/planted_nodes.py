@@ -94,9 +94,9 @@ def group_carried_with_gaps() -> None:
     add = Carried.add
 
     def trusting(self: Any, number: int, before: Any, after: Any, changes: Any) -> None:
-        known = self._heads.get(number)
-        if known is not None and known.revision < before.revision < after.revision:
-            before = replace(before, revision=known.revision)
+        known = self._added.get(number)
+        if known is not None and known.head.revision < before.revision < after.revision:
+            before = replace(before, revision=known.head.revision)
         add(self, number, before, after, changes)
 
     Carried.add = trusting
