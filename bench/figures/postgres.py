@@ -157,7 +157,7 @@ def _spread(client: Client) -> Callable[[Item], Awaitable[None]]:
 
 async def measure_sync(room: Room) -> Outcome:
     """Copies from nothing: one after the other, and ten at a time."""
-    items = shuffled_items(room.pick(100_000, 30_000))
+    items = shuffled_items(room.pick(200_000, 30_000))
     async with contextlib.AsyncExitStack() as stack:
         postgres = await stack.enter_async_context(_postgres(room))
         floor = await stack.enter_async_context(bare(postgres))

@@ -215,7 +215,9 @@ async def server_process(
 
 def _free_port() -> int:
     while True:
-        port = secrets.choice(PORTS)  # not by `random`, which tests that run side by side may have seeded alike
+        port = secrets.choice(
+            PORTS
+        )  # not by `random`, which tests that run side by side may have seeded alike
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
