@@ -49,7 +49,16 @@ async def delete_datasets(server):
             await client.delete_dataset(dataset.dataset)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+ONLY_SQLITE = pytest.mark.only_store("sqlite", reason="PostgreSQL is saved by its own tools")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(path, id=str(path.relative_to(ROOT)), marks=ONLY_SQLITE if path.stem == "backup" else ())
+        for path in DOCUMENTS
+    ],
+)
 def test_examples_run(document, terminal):
     parsers = [
         CodeBlockParser("console", lambda example: terminal.console(example.parsed)),

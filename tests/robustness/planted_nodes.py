@@ -86,22 +86,6 @@ def other_nodes_are_never_looked_at() -> None:
     Lookout._keep_looking = look_away
 
 
-@server
-def group_carried_with_gaps() -> None:
-    """What another node committed between the transactions of a group is taken for carried."""
-    from syncline_server.store.carried import Carried
-
-    add = Carried.add
-
-    def trusting(self: Any, number: int, before: Any, after: Any, changes: Any) -> None:
-        known = self._added.get(number)
-        if known is not None and known.head.revision < before.revision < after.revision:
-            before = replace(before, revision=known.head.revision)
-        add(self, number, before, after, changes)
-
-    Carried.add = trusting
-
-
 # -- the store ----------------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,6 @@ async def cut_off(postgres, directory, name):
 PLANTED = {
     "ring_vouches_for_what_it_has_not_heard": (hopping, {"ordered", "resumable"}),
     "other_nodes_are_never_looked_at": (one_sided, {"convergent"}),
-    "group_carried_with_gaps": (crowded, {"convergent", "filtered"}),
     "fence_not_checked": (suspended, {"alone"}),
     "retried_without_looking": (cut_off, {"exactly_once", "reliable"}),
     "answers_remembered_by_the_node": (cut_off, {"exactly_once", "reliable"}),
