@@ -52,11 +52,11 @@ def test_g07_what_another_node_commits_inside_a_group_is_not_taken_for_carried()
 
     A group with a session in it is several transactions, and another node may commit between them.
     """
-    one, four = {"a": (1, 1, Reason.API, b"1")}, {"b": (2, 4, Reason.API, b"4")}
+    one, two, four = ({key: (n, n, Reason.API, b"1")} for key, n in (("a", 1), ("b", 2), ("b", 4)))
     heads = [Head(revision=revision, commit_id=bytes(8)) for revision in range(5)]
     whole = Carried(10)
     whole.add(7, heads[0], heads[1], one)
-    whole.add(7, heads[1], heads[2], four)
+    whole.add(7, heads[1], heads[2], two)
     assert whole.appended()[0].changes.record_ids == ["a", "b"]
     torn = Carried(10)
     torn.add(7, heads[0], heads[1], one)
