@@ -1,6 +1,7 @@
 """A schedule of faults, drawn from a seed, for nodes over one PostgreSQL: the nodes, the database, the ways between."""
 
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import Awaitable, Callable
@@ -110,7 +111,8 @@ class NodeFaults:
         await node.server.kill()
         place, visit = self.rng.choice(PLACES), self.rng.randint(3, 12)
         self.history.fault(f"{place}=kill@{visit}")
-        await self._start(node, env={"SYNCLINE_FAILPOINTS": f"{place}=kill@{visit}"})
+        with contextlib.suppress(RuntimeError):  # it came there before it listened
+            await self._start(node, env={"SYNCLINE_FAILPOINTS": f"{place}=kill@{visit}"})
         with_failpoint = asyncio.get_running_loop().time() + DIES_WITHIN_SECONDS
         while node.server.is_running and asyncio.get_running_loop().time() < with_failpoint:
             await asyncio.sleep(0.02)
