@@ -5,7 +5,7 @@ and against each other, and what remains at the end is written in a few statemen
 has touched nothing, so it needs no savepoint, and fifty small commits cost little more than one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -514,6 +514,21 @@ def sequence_gap(sequence: int, expected: int) -> OutOfRange:
     return OutOfRange(
         "SEQUENCE_GAP", f"call {sequence} cannot come next; {expected} is expected", expected=expected
     )
+
+
+def parts_of(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
+    """Cut a group so that each SessionCommit stands alone: it has a transaction of its own."""
+    part: list[Commit] = []
+    for commit in commits:
+        if isinstance(commit.write, SessionCommit):
+            if part:
+                yield part
+            yield [commit]
+            part = []
+        else:
+            part.append(commit)
+    if part:
+        yield part
 
 
 def record_ids_by_dataset(commits: Iterable[Commit]) -> dict[int, list[str]]:

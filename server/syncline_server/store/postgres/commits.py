@@ -7,7 +7,7 @@ the first one is known to have been written exactly so; otherwise it is worked o
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +19,7 @@ from syncline_server.errors import SynclineError, Unavailable
 from syncline_server.model import Commit, CommitResult, SessionCommit
 from syncline_server.store.abc import Contended, GroupResult
 from syncline_server.store.carried import Carried
+from syncline_server.store.plan import parts_of
 from syncline_server.store.postgres import catalog, group, sessions
 from syncline_server.store.postgres.connection import Connection
 from syncline_server.store.postgres.database import Database
@@ -56,7 +57,7 @@ class Commits:
         carried = Carried(carry_changes)
         results: list[CommitResult | SynclineError] = []
         started, sync_seconds = time.monotonic(), 0.0
-        parts = list(_parts(commits))
+        parts = list(parts_of(commits))
         for part in parts:
             try:
                 if isinstance(part[0].write, SessionCommit):
@@ -223,18 +224,3 @@ class Commits:
         done = await self._apply(connection, await self._judge(connection, commits))
         assert done is not None, "nobody else can change a dataset that is locked"
         return done
-
-
-def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Cut a group so that each SessionCommit stands alone: it has a transaction of its own."""
-    part: list[Commit] = []
-    for commit in commits:
-        if isinstance(commit.write, SessionCommit):
-            if part:
-                yield part
-            yield [commit]
-            part = []
-        else:
-            part.append(commit)
-    if part:
-        yield part

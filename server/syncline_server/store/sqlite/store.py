@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -31,7 +31,7 @@ from syncline_server.model import (
 )
 from syncline_server.store.abc import GroupResult, PurgeResult, StagedCall, Store, StoreInfo
 from syncline_server.store.carried import Carried
-from syncline_server.store.plan import check_fingerprint
+from syncline_server.store.plan import check_fingerprint, parts_of
 from syncline_server.store.sqlite import (
     catalog,
     entries,
@@ -281,7 +281,7 @@ class SqliteStore(Store):
         carried = Carried(carry_changes)
         results: list[CommitResult | SynclineError] = []
         transaction_seconds = sync_seconds = 0.0
-        for part in _parts(commits):
+        for part in parts_of(commits):
             try:
                 done = await self._commit_part(part, carried, carry_changes)
             except SynclineError as error:
@@ -644,18 +644,3 @@ async def _ignoring_trouble(work: Coroutine[Any, Any, None]) -> None:
     """What a checkpoint meets, the next commit meets as well, and tells its caller."""
     with suppress(SynclineError):
         await work
-
-
-def _parts(commits: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Cut a group so that each SessionCommit stands alone."""
-    part: list[Commit] = []
-    for commit in commits:
-        if isinstance(commit.write, SessionCommit):
-            if part:
-                yield part
-            yield [commit]
-            part = []
-        else:
-            part.append(commit)
-    if part:
-        yield part
