@@ -148,7 +148,6 @@ SOUND = {"sound": (busy, killed, quiet, copies, purged, guests), "announcements_
 
 AT_EVERY_COMMIT = {
     "revoked_keys_live_on",
-    "watermark_checked_only_at_connect",
     "head_read_in_a_second_transaction",
     "checkpoint_at_the_cursor",
     "remove_only_what_matched",
@@ -160,7 +159,7 @@ AT_EVERY_COMMIT = {
     "duplicate_applied_twice",
 }
 """Two at most for each promise; the others, and servers that die, in `make test-all`: each costs seconds."""
-SOUND_AT_EVERY_COMMIT = {busy, purged}
+SOUND_AT_EVERY_COMMIT = {busy}
 """The randomised run is another one without a fault."""
 
 
