@@ -122,16 +122,17 @@ async def judge_group(
 
     ``before``: a group of the same dataset, and no other, that was sent and will have been applied before this one.
     """
-    known, versions, now_us = await look(connection, commits, held_us=held_us)
+    named = record_ids_by_dataset(commits)
+    known, versions, now_us = await look(connection, commits, named, held_us=held_us)
     if before is not None:
-        _foresee(known, versions, before, commits)
+        _foresee(known, versions, before, named)
     stored = {number: frozenset(dataset.entries) for number, dataset in known.datasets.items()}
     plan = Plan(known=known, now_us=now_us, random_bytes=ahead(random_bytes, 8 * len(commits)))
     results = [plan.judge(commit) for commit in commits]
     return Judged(results=results, plan=plan, versions=versions, arguments=_arguments(plan, versions, stored))
 
 
-def _foresee(known: Known, versions: dict[int, int], before: Judged, commits: Sequence[Commit]) -> None:
+def _foresee(known: Known, versions: dict[int, int], before: Judged, named: dict[int, list[str]]) -> None:
     """Bring what was seen before a group was applied to what will be there afterwards."""
     for number, version in before.versions.items():
         dataset, after = known.datasets.get(number), before.plan.known
@@ -141,7 +142,7 @@ def _foresee(known: Known, versions: dict[int, int], before: Judged, commits: Se
         written = after.datasets[number]
         dataset.head = dataset.first_head = written.head
         entries = written.entries
-        for record_id in entries.keys() & record_ids_by_dataset(commits).get(number, ()):
+        for record_id in entries.keys() & named.get(number, ()):
             dataset.entries[record_id] = entries[record_id]
         for session_id in known.sessions.keys() & after.sessions.keys():
             known.sessions[session_id] = replace(after.sessions[session_id], changed=False)
@@ -151,12 +152,14 @@ def _foresee(known: Known, versions: dict[int, int], before: Judged, commits: Se
 
 
 async def look(
-    connection: Connection, commits: Sequence[Commit], *, held_us: int | None
+    connection: Connection, commits: Sequence[Commit], named: dict[int, list[str]], *, held_us: int | None
 ) -> tuple[Known, dict[int, int], int]:
-    """Read everything that the commits name, the versions of the heads by dataset, and the time, in one snapshot."""
+    """Read everything that the commits name, the versions of the heads by dataset, and the time, in one snapshot.
+
+    ``named``: the record ids, in order, by dataset.
+    """
     identities = {c.identity.request_id for c in commits if c.identity is not None and not c.dry_run}
     identities.update(filter(None, map(call_request_id, commits)))
-    named = record_ids_by_dataset(commits)
     numbers = list(named)
     if len(named) > 1:
         numbers = [number for number, record_ids in named.items() for _ in range(len(record_ids))]

@@ -236,7 +236,7 @@ async def commit_session(
     The verdict is complete before the first row is written, so a refusal leaves the session as it was.
     """
     await lock_datasets(connection, [commit.dataset_number])
-    known, _, now_us = await look(connection, [commit], held_us=held_us)
+    known, _, now_us = await look(connection, [commit], {}, held_us=held_us)
     plan = Plan(known=known, now_us=now_us, random_bytes=random_bytes)
     try:
         return [await _commit_session(connection, plan, commit, carried, carry_changes)]
