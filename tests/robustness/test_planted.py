@@ -15,7 +15,7 @@ from support.server_process import server_process
 
 SEED = 118
 SECONDS = 1.2
-ROUNDS = 4
+ROUNDS = 8
 """How often a run is tried before a fault counts as not caught; nearly all are caught by the first."""
 
 
